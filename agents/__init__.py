@@ -1,0 +1,9 @@
+"""Agents: Q-networks, value heads and losses, the update, and what acts on the host.
+
+Knows no environment and no run. Adding an algorithm is adding a head or a flag here.
+"""
+
+from rlplatform.agents.acting import Actor, make_actor
+from rlplatform.agents.dqn import DQN, UpdateMetrics
+
+__all__ = ["DQN", "Actor", "UpdateMetrics", "make_actor"]

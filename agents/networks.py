@@ -1,0 +1,101 @@
+"""Q-networks: functional `tf_keras` models, one function per torso, and the value streams on top of it."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from rlplatform.config import NetworkConfig, nearest
+from rlplatform.errors import UserError
+
+Stream = Callable[[Any], Any]  # the last hidden layers of one value stream: features -> features
+Torso = Callable[[Any, NetworkConfig], tuple[Any, Callable[[str], Stream]]]
+
+
+@keras.utils.register_keras_serializable(package="rlplatform")
+class Dueling(keras.layers.Layer):  # type: ignore[misc]
+    """Q = V + A - mean(A) (Wang et al. 2016, eq. 9): `[B, 1]` and `[B, A]` to `[B, A]`, float32."""
+
+    def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        value, advantage = inputs
+        return value + advantage - tf.reduce_mean(advantage, axis=1, keepdims=True)
+
+
+def build(config: NetworkConfig, observation_shape: tuple[int, ...], observation_dtype: str, num_actions: int) -> Any:
+    """The Q-network, with weights drawn from Keras's seed (`keras.utils.set_random_seed`).
+
+    Args:
+        config: torso, widths and streams.
+        observation_shape: what the network sees, `[O...]`, frame stack included.
+        observation_dtype: `uint8` inputs are scaled to [0, 1] inside the network; all others are cast to float32.
+        num_actions: A.
+
+    Returns:
+        A functional model `[B, O...]` to `[B, A]` float32. Its last layer is the Dense `q`, or, when dueling, `Dueling`
+        over the Dense layers `value` and `advantage`.
+
+    Raises:
+        UserError: the torso is unknown or does not fit the observation.
+    """
+    observation = keras.Input(shape=observation_shape, dtype=observation_dtype, name="observation")
+    features = keras.layers.Rescaling(1.0 / 255.0, name="rescale")(observation) if observation_dtype == "uint8" else observation
+    features, stream = torso_function(config.torso, observation_shape)(features, config)
+    if config.dueling:
+        value = keras.layers.Dense(1, name="value")(stream("value")(features))
+        advantage = keras.layers.Dense(num_actions, name="advantage")(stream("advantage")(features))
+        q = Dueling(name="q")((value, advantage))
+    else:
+        q = keras.layers.Dense(num_actions, name="q")(stream("q")(features))
+    return keras.Model(observation, q, name="q_network")
+
+
+def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
+    """The torso by name; `auto` takes `nature` for images and `mlp` for all else."""
+    if name == "auto":
+        name = "nature" if len(observation_shape) == 3 else "mlp"
+    if name in TORSOS:
+        return TORSOS[name]
+    if ":" in name:
+        module, _, function = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"network.torso {name!r} cannot be imported: {error}") from None
+    raise UserError(f"unknown network.torso {name!r}; {nearest(name, ['auto', *TORSOS])} or `module:function`")
+
+
+def mlp(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
+    """Dense layers with ReLU. With two streams, each has a last hidden layer of its own."""
+    if not config.hidden_units:
+        raise UserError("network.hidden_units needs at least one layer, like [64, 64]; got []")
+    features = keras.layers.Flatten(name="flatten")(observation) if len(observation.shape) > 2 else observation
+    for index, units in enumerate(config.hidden_units[:-1]):
+        features = keras.layers.Dense(units, activation="relu", name=f"dense_{index}")(features)
+    return features, _hidden_stream(config.hidden_units[-1], f"dense_{len(config.hidden_units) - 1}")
+
+
+def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
+    """Three convolutions and a Dense of 512 units (Mnih et al. 2015), for channels-last images of at least 36 x 36."""
+    if len(observation.shape) != 4 or min(observation.shape[1:3]) < 36:
+        raise UserError(
+            f"network.torso 'nature' needs images of at least 36 x 36 with channels last; got {tuple(observation.shape[1:])}, "
+            "for which 'mlp' works"
+        )
+    features = observation
+    for index, (filters, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
+        features = keras.layers.Conv2D(filters, size, stride, activation="relu", name=f"conv_{index}")(features)
+    return keras.layers.Flatten(name="flatten")(features), _hidden_stream(512, "dense_0")
+
+
+def _hidden_stream(units: int, name: str) -> Callable[[str], Stream]:
+    """Makes the last hidden layer of a stream: `dense_1` alone, `value_dense_1` and `advantage_dense_1` when dueling."""
+
+    def stream(kind: str) -> Stream:
+        return keras.layers.Dense(units, activation="relu", name=name if kind == "q" else f"{kind}_{name}")  # type: ignore[no-any-return]
+
+    return stream
+
+
+TORSOS: dict[str, Torso] = {"mlp": mlp, "nature": nature}

@@ -1,0 +1,138 @@
+"""The learner: replay, agent and random counter on one device, and the compiled program that joins them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from rlplatform.agents import DQN, UpdateMetrics
+from rlplatform.agents.acting import flat_weights
+from rlplatform.config import Config
+from rlplatform.envs import Spec
+from rlplatform.experience import Batch, Block, Replay
+
+Array = np.ndarray[Any, Any]
+
+
+class Learned(NamedTuple):
+    """What comes back from `learn`: metrics of the last update, and the weights to act with."""
+
+    metrics: UpdateMetrics
+    weights: Array  # [P] float32, all of the online network's, flat
+
+
+class Learner(tf.Module):
+    """Owns every variable of training. `learn(block)` is the only compiled boundary: insert, sample, update.
+
+    Args:
+        config: the run's.
+        spec: the environment's spaces.
+        strategy: where the variables live and the program runs.
+    """
+
+    def __init__(self, config: Config, spec: Spec, strategy: tf.distribute.Strategy) -> None:
+        super().__init__(name="learner")
+        self._config, self._strategy = config, strategy
+        self._device = strategy.extended.worker_devices[0]
+        environment = config.environment
+        with strategy.scope():
+            self.agent = DQN(
+                config, spec.stacked_shape(environment.frame_stack), spec.observation_dtype, spec.num_actions
+            )
+            self.replay = Replay(
+                config.replay.capacity,
+                environment.num_envs,
+                spec.observation_shape,
+                spec.observation_dtype,
+                n_step=config.agent.n_step,
+                frame_stack=environment.frame_stack,
+                gamma=config.agent.gamma,
+            )
+            # All randomness of training is a function of these two numbers.
+            self._seed = tf.constant(config.seed, tf.int32)
+            self._draws = tf.Variable(0, dtype=tf.int32, trainable=False, name="draws")
+        # XLA on CPU runs a convolution in a while loop 12 times slower than outside: unroll the updates there.
+        self._unroll = self.agent.has_convolutions and "CPU" in self._device
+        block = Block.empty(config.block_steps, environment.num_envs, spec.observation_shape, spec.observation_dtype)
+        signature = Block(*(tf.TensorSpec(field.shape, field.dtype) for field in block))
+        rate = tf.TensorSpec([], tf.float32)
+        with tf.device(self._device):
+            self._insert = _compile(self.replay.insert, signature)
+            self._learn = _compile(self.learn, signature, rate)
+
+    # --- the compiled program -------------------------------------------------------------------------------------
+
+    def learn(self, block: Block, learning_rate: tf.Tensor) -> tuple[UpdateMetrics, tf.Tensor]:
+        """Traced: inserts the block, then makes `gradient_steps` updates on batches of their own.
+
+        All batches are drawn before the first update: read inside the loop, the ring would be copied at every call.
+        """
+        self.replay.insert(block)
+        batches = self._draw()
+        if self._config.training.gradient_steps == 1 or self._unroll:
+            for index in range(self._config.training.gradient_steps):
+                metrics = self.agent.update(Batch(*(field[index] for field in batches)), learning_rate)
+        else:
+            metrics = self._loop(batches, learning_rate)
+        return metrics, flat_weights(self.agent.online)
+
+    def _draw(self) -> Batch:
+        """Traced: the batches of all U updates, `[U, B, ...]`."""
+        updates, size = self._config.training.gradient_steps, self._config.training.batch_size
+        flat = self.replay.sample(updates * size, tf.stack([self._seed, self._draws]))
+        self._draws.assign_add(1)
+        return Batch(*(tf.reshape(field, [updates, size, *field.shape[1:]]) for field in flat))
+
+    def _loop(self, batches: Batch, learning_rate: tf.Tensor) -> UpdateMetrics:
+        """Traced: the updates in one loop of the program, so that it compiles once whatever their number."""
+        size = self._config.training.batch_size
+
+        def body(index: tf.Tensor, _: UpdateMetrics) -> tuple[tf.Tensor, UpdateMetrics]:
+            batch = Batch(*(tf.gather(field, index) for field in batches))
+            return index + 1, self.agent.update(batch, learning_rate)
+
+        nothing = UpdateMetrics(tf.zeros([]), tf.zeros([]), tf.zeros([size]), tf.zeros([size]))
+        updates = self._config.training.gradient_steps
+        return tf.while_loop(lambda index, _: index < updates, body, (tf.constant(0), nothing))[1]  # type: ignore[no-any-return]
+
+    # --- from the host --------------------------------------------------------------------------------------------
+
+    def insert_block(self, block: Block) -> None:
+        """Writes a block of numpy arrays into the replay, without learning."""
+        with tf.device(self._device):
+            self._insert(*map(tf.constant, block))
+
+    def learn_block(self, block: Block, learning_rate: float) -> Learned:
+        """Inserts a block of numpy arrays and learns. Releases the GIL while the program runs."""
+        with tf.device(self._device):
+            metrics, weights = self._learn(*map(tf.constant, block), tf.constant(learning_rate, tf.float32))
+        return Learned(metrics, weights.numpy())
+
+    def weights(self) -> Array:
+        """[P] float32: the online network's weights now."""
+        return flat_weights(self.agent.online).numpy()  # type: ignore[no-any-return]
+
+    # --- state, for checkpoints -----------------------------------------------------------------------------------
+
+    def state(self, replay: bool = True) -> dict[str, Array]:
+        """Every variable by name; without the ring where `replay` is false."""
+        parts: dict[str, dict[str, Array]] = {"agent": self.agent.state(), "learner": {"draws": self._draws.numpy()}}
+        if replay:
+            parts["replay"] = self.replay.state()
+        return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        """Puts back what `state` gave; the ring stays empty where it was not saved."""
+
+        def part(name: str) -> dict[str, Array]:
+            return {key.removeprefix(f"{name}/"): array for key, array in state.items() if key.startswith(f"{name}/")}
+
+        self.agent.load_state(part("agent"))
+        self._draws.assign(state["learner/draws"])
+        if part("replay"):
+            self.replay.load_state(part("replay"))
+
+
+def _compile(function: Any, *signature: Any) -> Any:
+    """The function as one XLA program for one signature: called with other shapes it raises, it never retraces."""
+    return tf.function(function, jit_compile=True, autograph=False).get_concrete_function(*signature)
