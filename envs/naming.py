@@ -1,0 +1,158 @@
+"""What an environment's name stands for: a registered id, or a class or function in a module or a file."""
+
+import importlib
+import pathlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from rlplatform.config import nearest
+from rlplatform.envs.files import add_to_path, explained, load_file, loaded_files
+from rlplatform.errors import UserError
+
+Factory = Callable[..., Any]  # a class or function that makes a gymnasium.Env or a gymnasium.vector.VectorEnv
+UNSUPPORTED_NAMESPACES = {"ALE": "Atari", "MinAtar": "MinAtar"}
+
+
+def find(text: str) -> EnvSpec | Factory:
+    """What `text` names.
+
+    Args:
+        text: a registered id (`CartPole-v1`), `module:id` (the module registers it), `module:Name`, or
+            `path/to/file.py:Name`, where Name is a class or a function that makes an environment.
+
+    Raises:
+        UserError: there is no such thing; the message names the nearest one.
+    """
+    if not text:
+        raise UserError("no environment is given; give a registered id such as CartPole-v1, module:id, or file.py:Name")
+    if text.startswith("<"):
+        raise UserError(
+            f"the environment {text} was passed as a Python callable that has no importable name; pass it again from "
+            "Python, or put it into a file and name it as file.py:Name"
+        )
+    place, colon, name = text.rpartition(":")
+    if not colon and text.endswith(".py"):
+        place, name = text, ""
+    if not place:
+        return _registered(text)
+    module = load_file(place) if place.endswith(".py") else _import(place)
+    if name in gym.registry:
+        return _registered(name)
+    target: Any = module
+    for part in name.split("."):
+        target = getattr(target, part, None)
+    if callable(target):
+        return target  # type: ignore[no-any-return]
+    names = _makers_in(module)
+    raise UserError(
+        f"{place} holds no class or function {name!r} and registers no such id; "
+        + (nearest(name, names) if names else "it defines no environment class")
+    )
+
+
+def id_of(factory: Factory) -> str:
+    """The text by which `factory` can be found again, for a configuration: `module:Name`.
+
+    A callable that cannot be imported by name (a lambda, a function inside a function, anything of a notebook or of the
+    script that is running) gives a text in angle brackets, which `find` refuses with a sentence that says what to do.
+    """
+    module, name = getattr(factory, "__module__", None), getattr(factory, "__qualname__", None)
+    if module is None or name is None:
+        return f"<{type(factory).__name__}>"
+    target: Any = sys.modules.get(module)
+    for part in name.split("."):
+        target = getattr(target, part, None)
+    if module == "__main__" or target is not factory:
+        return f"<{module}:{name.replace('<locals>.', '')}>".replace("<lambda>", "lambda")
+    files = {file.name: file.path for file in loaded_files()}
+    return f"{files.get(module, module)}:{name}"
+
+
+def registered() -> list[str]:
+    """The registered ids that can be named, sorted; Atari and MinAtar are left out."""
+    return sorted(id for id, spec in gym.registry.items() if not _unsupported(spec))
+
+
+def _registered(id: str) -> EnvSpec:
+    spec = gym.registry.get(id)
+    if spec is None:
+        family = UNSUPPORTED_NAMESPACES.get(id.partition("/")[0])
+        if family:
+            raise UserError(_refusal(id, family))
+        raise UserError(f"unknown environment {id!r}; {_nearest_id(id)}")
+    family = _unsupported(spec)
+    if family:
+        raise UserError(_refusal(id, family))
+    return spec
+
+
+def _nearest_id(id: str) -> str:
+    """The end of the message for an unknown id: the newest version where only the version is wrong."""
+    name = id.rpartition("-v")[0] if id.rpartition("-v")[2].isdigit() else id
+    versions = [spec for spec in gym.registry.values() if _unversioned(spec) == name and spec.version is not None]
+    if versions:
+        return f"did you mean {max(versions, key=lambda spec: int(spec.version or 0)).id!r}?"
+    by_lower = {known.lower(): known for known in reversed(registered())}
+    near = nearest(id.lower(), by_lower)
+    for lower, known in by_lower.items():
+        if repr(lower) in near:
+            return f"did you mean {known!r}?"
+    return "`rlplatform list envs` shows the registered ids; module:id imports the module that registers it first"
+
+
+def _unversioned(spec: EnvSpec) -> str:
+    """A registered id without its version."""
+    return f"{spec.namespace}/{spec.name}" if spec.namespace else spec.name
+
+
+def _unsupported(spec: EnvSpec) -> str | None:
+    entry = spec.entry_point if isinstance(spec.entry_point, str) else ""
+    if entry.startswith(("ale_py", "shimmy.atari")):
+        return "Atari"
+    return UNSUPPORTED_NAMESPACES.get(spec.namespace or "")
+
+
+def _refusal(id: str, family: str) -> str:
+    return (
+        f"{id!r} is one of the {family} games, which are not supported; supported are Gymnasium environments with Box "
+        "observations of numbers and Discrete actions, such as CartPole-v1"
+    )
+
+
+def _makers_in(module: ModuleType) -> list[str]:
+    """The names of environment classes that `module` itself defines, else of all its own callables."""
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    }
+    classes = [
+        name
+        for name, value in own.items()
+        if isinstance(value, type) and issubclass(value, gym.Env | gym.vector.VectorEnv)
+    ]
+    return classes or list(own)
+
+
+def _import(module: str) -> ModuleType:
+    """The module, which may also lie in the current folder, as it does for `python -m`."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        here = pathlib.Path.cwd()
+        head = module.partition(".")[0]
+        if error.name == head and ((here / f"{head}.py").exists() or (here / head).is_dir()):
+            add_to_path(here)
+            importlib.invalidate_caches()
+            with explained(module):
+                return importlib.import_module(module)
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            raise UserError(f"there is no module {module!r} to import; it must be installed or lie in {here}") from None
+        raise UserError(f"module {module!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise UserError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error

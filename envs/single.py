@@ -1,0 +1,46 @@
+"""One environment out of a vector environment that holds just one."""
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+
+class FirstOfVector(gym.Env[Any, Any]):
+    """A vector environment of one, as a single environment: for those that exist only as a vector.
+
+    Args:
+        vector: N = 1 environments in any autoreset mode.
+    """
+
+    def __init__(self, vector: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        self.vector = vector
+        self.spec = vector.spec
+        self.metadata = vector.metadata
+        self.render_mode = vector.render_mode
+        self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode."""
+        observations, _ = self.vector.reset(seed=seed, options=options)
+        return observations[0], {}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Takes one step; at the end of an episode the observation is the final one."""
+        actions = self.vector.action_space.sample()
+        actions[0] = action
+        observations, rewards, terminated, truncated, infos = self.vector.step(actions)
+        observation = observations[0]
+        over = bool(terminated[0] or truncated[0])
+        if over and self.vector.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP:
+            observation = infos["final_obs"][0]
+        return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def render(self) -> Any:
+        """The frame of the environment."""
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Closes the vector environment."""
+        self.vector.close()

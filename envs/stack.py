@@ -1,0 +1,50 @@
+"""Frame stacks: the newest observations of each environment, joined along the last axis."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlplatform.envs.spaces import Spec
+
+
+class Stack:
+    """The newest `frame_stack` frames of `num_envs` environments, oldest first.
+
+    `push` the observations of a step; where a new episode has begun, `reset` those environments with the same
+    observations, so that the first frame fills the stack. With a stack of one the frame itself is passed on.
+    """
+
+    def __init__(self, spec: Spec, frame_stack: int, num_envs: int) -> None:
+        self._frame_stack = frame_stack
+        self._frame_shape = (num_envs, *spec.frame_shape)
+        self._dtype = np.dtype(spec.observation_dtype)
+        self._frames: NDArray[Any] = np.zeros((num_envs, *spec.stacked_shape(frame_stack)), self._dtype)
+
+    @property
+    def observation(self) -> NDArray[Any]:
+        """`[N, *stacked_shape]` in the spec's dtype. A later `push` or `reset` leaves this array as it is."""
+        return self._frames
+
+    def push(self, observation: NDArray[Any]) -> None:
+        """Adds the newest frame of every environment and forgets the oldest.
+
+        Args:
+            observation: `[N, O...]`, of any number type.
+        """
+        frame = np.array(observation, self._dtype).reshape(self._frame_shape)
+        if self._frame_stack > 1:
+            frame = np.concatenate((self._frames[..., frame.shape[-1] :], frame), axis=-1)
+        self._frames = frame
+
+    def reset(self, mask: NDArray[np.bool_], observation: NDArray[Any]) -> None:
+        """Fills the stacks of environments that begin an episode with their first frame.
+
+        Args:
+            mask: `[N]`, true where an episode begins.
+            observation: `[N, O...]`; only the rows under `mask` are used.
+        """
+        frame = np.array(observation, self._dtype).reshape(self._frame_shape)
+        frames = self._frames.copy()
+        frames[mask] = np.concatenate([frame[mask]] * self._frame_stack, axis=-1)
+        self._frames = frames
