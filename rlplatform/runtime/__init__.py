@@ -1,0 +1,21 @@
+"""Runs a policy bundle on a device: numpy and ai-edge-litert, nothing else.
+
+Nothing of ours and no TensorFlow may be imported here; the folder works when it is copied out and renamed.
+"""
+
+from .errors import BundleError, ObservationError
+from .frames import FrameStack
+from .manifest import FORMAT_VERSION, MANIFEST, digest, read_file, read_manifest
+from .policy import Policy
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "BundleError",
+    "FrameStack",
+    "ObservationError",
+    "Policy",
+    "digest",
+    "read_file",
+    "read_manifest",
+]

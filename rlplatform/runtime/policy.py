@@ -1,0 +1,245 @@
+"""A policy bundle that decides: from one observation to one action, in a few microseconds."""
+
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import BundleError, ObservationError
+from .frames import FrameStack
+from .graph import Graph, open_graph
+from .manifest import read_file, read_manifest
+
+Array = np.ndarray[Any, Any]
+
+_SMALL = 16  # Up to this many numbers, Python's own sum tells fastest whether all are finite.
+
+
+class Policy:
+    """A greedy policy, as `rlplatform export` wrote it.
+
+    It needs numpy and ai-edge-litert. Of two actions with the same value it takes the one with the lower index. Not for
+    several threads at once: open one for each.
+
+    Args:
+        path: the bundle's folder.
+        variant: `float`, `int8`, or `auto` for the one that the bundle was verified to be used with.
+        num_threads: threads of the interpreter; one is the fastest for networks of a policy's size.
+
+    Attributes:
+        observation_shape: what `act` takes, `[O...]`, frames already stacked.
+        observation_dtype: `float32`, for which any real numbers are taken, or `uint8`, which must be uint8.
+        num_actions: A.
+        frame_stack: newest frames that make up an observation; `step` stacks them.
+        variant: `float` or `int8`.
+        file: the name of the file that decides.
+        manifest: all that `policy.json` says.
+
+    Raises:
+        BundleError: the folder is no bundle, lacks the variant, or holds bytes that are not those it was written with.
+    """
+
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        variant: Literal["auto", "float", "int8"] = "auto",
+        *,
+        num_threads: int = 1,
+    ) -> None:
+        folder = pathlib.Path(path)
+        manifest = read_manifest(folder)
+        variants = manifest["variants"]
+        if variant != "auto" and variant not in variants:
+            raise BundleError(f"{folder} has no variant {variant!r}; it has {', '.join(sorted(variants))}")
+        self.manifest: dict[str, Any] = manifest
+        self.variant: str = manifest["default"] if variant == "auto" else variant
+        self.file: str = variants[self.variant]
+        self.observation_shape: tuple[int, ...] = tuple(manifest["observation"]["shape"])
+        self.observation_dtype: str = manifest["observation"]["dtype"]
+        self.num_actions: int = manifest["action"]["count"]
+        self.frame_stack: int = manifest["observation"]["frame_stack"]
+        self._dtype = np.dtype(self.observation_dtype)
+        self._frames = FrameStack(tuple(manifest["observation"]["frame_shape"]), self.frame_stack)
+        self._finite = _finite_check(self.observation_shape, self._dtype)
+        self._graph = open_graph(read_file(folder, manifest, self.file), str(folder / self.file), num_threads)
+        self._check_contract(folder)
+        self._quantise = _quantiser(self._graph, manifest["files"][self.file].get("input_scaling"))
+        self._decide = self._fast_path()
+
+    def act(self, observation: Any) -> int:
+        """The greedy action, from 0 to A - 1, for one observation `[O...]`.
+
+        Raises:
+            ObservationError: the observation has another shape or kind of dtype, or holds NaN or infinity.
+        """
+        return self._decide(observation)
+
+    def q_values(self, observation: Any) -> Array:
+        """What the file says each action is worth, `[A]` float32, up to a constant that all actions share.
+
+        Raises:
+            ObservationError: like `act`.
+        """
+        graph = self._graph
+        observation = self._admit(observation)
+        if not self._finite(observation):
+            raise self._not_finite(observation)
+        given = observation[None] if self._quantise is None else self._quantise(observation)
+        graph.write(graph.observation.index, given)
+        graph.invoke()
+        values: Array = graph.read(graph.q.index, 0)[0]
+        if graph.q.dtype != np.float32:
+            values = (values.astype(np.float32) - np.float32(graph.q.zero_point)) * np.float32(graph.q.scale)
+        return values
+
+    def act_batch(self, observations: Any) -> Array:
+        """The greedy actions `[N]` int64 for `[N, O...]`: the same answers as `act`, one by one."""
+        if np.ndim(observations) != len(self.observation_shape) + 1:
+            raise ObservationError(
+                f"a batch must have shape [N, {_join(self.observation_shape)}]; got {list(np.shape(observations))}"
+            )
+        return np.fromiter(map(self._decide, observations), np.int64, len(observations))
+
+    def reset(self) -> None:
+        """Begins an episode for `step`."""
+        self._frames.reset()
+
+    def step(self, frame: Any) -> int:
+        """The greedy action after one more frame of the episode, which is stacked onto those before it.
+
+        Args:
+            frame: what the environment gave, `[F...]`; not stacked.
+
+        Raises:
+            ObservationError: like `act`, for the frame.
+        """
+        if np.shape(frame) != self._frames.frame_shape:
+            raise ObservationError(
+                f"a frame must have shape {list(self._frames.frame_shape)}; got {list(np.shape(frame))}"
+            )
+        return self._decide(self._frames.push(frame))
+
+    # --- how a decision is made -------------------------------------------------------------------------------------
+
+    def _fast_path(self) -> Callable[[Any], int]:
+        """The decision as one closure: at a microsecond per decision, every attribute that is looked up counts."""
+        write, invoke, read = self._graph.write, self._graph.invoke, self._graph.read
+        shape, dtype, finite, quantise = self.observation_shape, self._dtype, self._finite, self._quantise
+        admit, not_finite, array = self._admit, self._not_finite, np.ndarray
+        target, q = self._graph.observation.index, self._graph.q.index
+
+        def admitted(observation: Any) -> Array:
+            if type(observation) is not array or observation.dtype is not dtype or observation.shape != shape:
+                observation = admit(observation)
+            if not finite(observation):
+                raise not_finite(observation)
+            return observation  # type: ignore[no-any-return]
+
+        if quantise is None and self._graph.action is not None:
+            action = self._graph.action.index
+
+            def decide(observation: Any) -> int:
+                if type(observation) is not array or observation.dtype is not dtype or observation.shape != shape:
+                    observation = admit(observation)
+                if not finite(observation):
+                    raise not_finite(observation)
+                write(target, observation[None])
+                invoke()
+                return read(action, 0).item()  # type: ignore[no-any-return]
+
+            return decide
+
+        def decide_from_q(observation: Any) -> int:
+            observation = admitted(observation)
+            write(target, observation[None] if quantise is None else quantise(observation))
+            invoke()
+            return int(read(q, 0).argmax())
+
+        return decide_from_q
+
+    def _admit(self, observation: Any) -> Array:
+        """The observation as an array of the contract's shape and dtype, where that changes no meaning."""
+        try:
+            given = np.asarray(observation)
+        except ValueError:
+            raise ObservationError("an observation must be one array; got sequences of unequal lengths") from None
+        if given.shape != self.observation_shape:
+            hint = ""
+            if self.frame_stack > 1 and given.shape == self._frames.frame_shape:
+                hint = f": that is one frame, and `act` takes {self.frame_stack} stacked; use reset() and step(frame)"
+            elif given.shape[1:] == self.observation_shape:
+                hint = ": for a batch, use act_batch"
+            raise ObservationError(
+                f"an observation must have shape {list(self.observation_shape)}; got {list(given.shape)}{hint}"
+            )
+        if self._dtype == np.uint8:
+            if given.dtype != np.uint8:
+                raise ObservationError(
+                    f"an observation must be uint8, from 0 to 255 as the environment gives it; got {given.dtype}"
+                )
+        elif given.dtype.kind not in "fiu":
+            raise ObservationError(f"an observation must hold real numbers ({self._dtype}); got {given.dtype}")
+        with np.errstate(over="ignore"):  # Too great for float32 becomes infinite, which is refused.
+            return np.ascontiguousarray(given, self._dtype)
+
+    def _not_finite(self, observation: Array) -> ObservationError:
+        index = tuple(int(axis) for axis in np.argwhere(~np.isfinite(observation))[0])
+        return ObservationError(f"an observation must be finite; got {observation[index]} at {list(index)}")
+
+    def _check_contract(self, folder: pathlib.Path) -> None:
+        graph, name = self._graph, folder / self.file
+        if graph.observation.shape != (1, *self.observation_shape):
+            raise BundleError(
+                f"{name} takes observations of shape {list(graph.observation.shape)}, but policy.json says "
+                f"{[1, *self.observation_shape]}"
+            )
+        if graph.q.shape != (1, self.num_actions):
+            raise BundleError(
+                f"{name} gives values of shape {list(graph.q.shape)}, but policy.json says {[1, self.num_actions]}"
+            )
+        if graph.observation.dtype not in (self._dtype, np.int8):
+            raise BundleError(
+                f"{name} takes {graph.observation.dtype} observations, but policy.json says {self.observation_dtype}"
+            )
+
+
+def _finite_check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[Array], bool]:
+    """Whether all numbers are finite, exactly, for less than `np.isfinite(...).all()` costs (1 to 2 µs)."""
+    if dtype.kind != "f":
+        return lambda observation: True
+    if math.prod(shape) <= _SMALL:
+        isfinite = math.isfinite  # Of float64 sums, which float32 numbers cannot overflow.
+        if len(shape) == 1:
+            return lambda observation: isfinite(sum(observation.tolist()))
+        return lambda observation: isfinite(sum(observation.ravel().tolist()))
+    zeros = np.zeros(math.prod(shape), dtype)
+    return lambda observation: bool(observation.ravel().dot(zeros) == 0.0)  # 0 x NaN and 0 x infinity are NaN.
+
+
+def _quantiser(graph: Graph, scaling: dict[str, Any] | None) -> Callable[[Array], Array] | None:
+    """From an observation `[O...]` to the int8 `[1, O...]` that a microcontroller's file takes; None if it takes ours.
+
+    Args:
+        graph: the file.
+        scaling: `offset` and `multiplier`, each `[O]`: the file takes `(observation - offset) * multiplier`.
+    """
+    target = graph.observation
+    if target.dtype != np.int8:
+        return None
+    multiplier: Any = np.float32(1.0 / target.scale)
+    shift: Any = np.float32(target.zero_point)
+    if scaling is not None:
+        multiplier = np.asarray(scaling["multiplier"], np.float32) * multiplier
+        shift = shift - np.asarray(scaling["offset"], np.float32) * multiplier
+
+    def quantise(observation: Array) -> Array:
+        scaled: Array = np.rint(observation * multiplier + shift)
+        return np.minimum(np.maximum(scaled, -128.0), 127.0).astype(np.int8)[None]
+
+    return quantise
+
+
+def _join(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
