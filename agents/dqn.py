@@ -8,6 +8,7 @@ import tf_keras as keras
 
 from rlplatform.agents import networks
 from rlplatform.agents.heads import HEADS
+from rlplatform.agents.optimizer import Adam
 from rlplatform.config import Config
 from rlplatform.experience import Batch
 
@@ -40,13 +41,12 @@ class DQN(tf.Module):
         super().__init__(name="dqn")
         self._config = config.agent
         self._head = HEADS["scalar"]
-        self._max_gradient_norm = config.optimizer.max_gradient_norm
         self.online = networks.build(config.network, observation_shape, observation_dtype, num_actions)
         self.target = networks.build(config.network, observation_shape, observation_dtype, num_actions)
         self.target.set_weights(self.online.get_weights())
-        # Keras would compile its own update; here it is part of `learn`.
-        self.optimizer = keras.optimizers.Adam(0.0, epsilon=config.optimizer.epsilon, jit_compile=False)
-        self.optimizer.build(self.online.trainable_variables)
+        self.optimizer = Adam(
+            self.online.trainable_variables, config.optimizer.epsilon, config.optimizer.max_gradient_norm
+        )
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
 
     @property
@@ -66,9 +66,7 @@ class DQN(tf.Module):
             output = self.online(batch.observation)
             item = self._head.loss(output, batch.action, target, self._config.huber_delta)
             loss = tf.reduce_mean(batch.weight * item.loss)
-        gradients, norm = tf.clip_by_global_norm(tape.gradient(loss, variables), self._max_gradient_norm)
-        self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        norm = self.optimizer.apply(tape.gradient(loss, variables), variables, learning_rate)
         self.updates.assign_add(1)
         self._update_target()
         q = tf.reduce_max(self._head.q_values(output), axis=1)

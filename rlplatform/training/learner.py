@@ -1,5 +1,6 @@
 """The learner: replay, agent and random counter on one device, and the compiled program that joins them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,6 +134,17 @@ class Learner(tf.Module):
             self.replay.load_state(part("replay"))
 
 
-def _compile(function: Any, *signature: Any) -> Any:
-    """The function as one XLA program for one signature: called with other shapes it raises, it never retraces."""
-    return tf.function(function, jit_compile=True, autograph=False).get_concrete_function(*signature)
+def _compile(function: Any, *signature: Any) -> Callable[..., Any]:
+    """The function as one XLA program for one signature: called with other shapes it raises, it never retraces.
+
+    The program takes its tensors flat and gives back what `function` returns. It is called below ConcreteFunction's own
+    `__call__`, which spends more time on sorting arguments (150 us) than a small program takes to run.
+    """
+    concrete = tf.function(function, jit_compile=True, autograph=False).get_concrete_function(*signature)
+    captured, structure = concrete.captured_inputs, concrete.structured_outputs
+
+    def call(*tensors: tf.Tensor) -> Any:
+        outputs = concrete.inference_fn.call_flat(*tensors, *captured)
+        return tf.nest.pack_sequence_as(structure, outputs) if structure is not None else None
+
+    return call
