@@ -1,7 +1,9 @@
 """What an environment's name stands for: a registered id, or a class or function in a module or a file."""
 
+import difflib
 import importlib
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -38,6 +40,9 @@ def find(text: str) -> EnvSpec | Factory:
     place, colon, name = text.rpartition(":")
     if not colon and text.endswith(".py"):
         place, name = text, ""
+    family = UNSUPPORTED_NAMESPACES.get(name.partition("/")[0]) or ("Atari" if "NoFrameskip-v" in name else None)
+    if family:  # before the import, which fails where the games are not installed
+        raise UserError(_refusal(text, family))
     if not place:
         return _registered(text)
     module = load_file(place) if place.endswith(".py") else _import(place)
@@ -75,46 +80,38 @@ def id_of(factory: Factory) -> str:
 
 def registered() -> list[str]:
     """The registered ids that can be named, sorted; Atari and MinAtar are left out."""
-    return sorted(id for id, spec in gym.registry.items() if not _unsupported(spec))
+    return sorted(
+        id for id, spec in gym.registry.items() if spec.namespace not in UNSUPPORTED_NAMESPACES and not _atari(spec)
+    )
 
 
 def _registered(id: str) -> EnvSpec:
     spec = gym.registry.get(id)
     if spec is None:
-        family = UNSUPPORTED_NAMESPACES.get(id.partition("/")[0])
-        if family:
-            raise UserError(_refusal(id, family))
         raise UserError(f"unknown environment {id!r}; {_nearest_id(id)}")
-    family = _unsupported(spec)
+    family = UNSUPPORTED_NAMESPACES.get(spec.namespace or "") or _atari(spec)
     if family:
         raise UserError(_refusal(id, family))
     return spec
 
 
 def _nearest_id(id: str) -> str:
-    """The end of the message for an unknown id: the newest version where only the version is wrong."""
-    name = id.rpartition("-v")[0] if id.rpartition("-v")[2].isdigit() else id
-    versions = [spec for spec in gym.registry.values() if _unversioned(spec) == name and spec.version is not None]
-    if versions:
-        return f"did you mean {max(versions, key=lambda spec: int(spec.version or 0)).id!r}?"
-    by_lower = {known.lower(): known for known in reversed(registered())}
-    near = nearest(id.lower(), by_lower)
-    for lower, known in by_lower.items():
-        if repr(lower) in near:
-            return f"did you mean {known!r}?"
+    """The end of the message for an unknown id: the newest version of the name that is nearest."""
+    newest: dict[str, EnvSpec] = {}
+    for known in registered():
+        spec = gym.registry[known]
+        name = known.removesuffix(f"-v{spec.version}").lower()
+        if name not in newest or int(spec.version or 0) > int(newest[name].version or 0):
+            newest[name] = spec
+    close = difflib.get_close_matches(re.sub(r"-v\d+$", "", id.lower()), newest, n=1)
+    if close:
+        return f"did you mean {newest[close[0]].id!r}?"
     return "`rlplatform list envs` shows the registered ids; module:id imports the module that registers it first"
 
 
-def _unversioned(spec: EnvSpec) -> str:
-    """A registered id without its version."""
-    return f"{spec.namespace}/{spec.name}" if spec.namespace else spec.name
-
-
-def _unsupported(spec: EnvSpec) -> str | None:
-    entry = spec.entry_point if isinstance(spec.entry_point, str) else ""
-    if entry.startswith(("ale_py", "shimmy.atari")):
-        return "Atari"
-    return UNSUPPORTED_NAMESPACES.get(spec.namespace or "")
+def _atari(spec: EnvSpec) -> str | None:
+    """Atari under its older ids, which have no namespace."""
+    return "Atari" if str(spec.entry_point).startswith(("ale_py", "shimmy.atari")) else None
 
 
 def _refusal(id: str, family: str) -> str:

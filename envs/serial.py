@@ -23,7 +23,7 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         makers: one function per environment; only called here.
 
     Raises:
-        UserError: the environments differ in their spaces.
+        UserError: the environments differ in their spaces; or, later, one shows what is not in its observation space.
     """
 
     def __init__(self, makers: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
@@ -43,7 +43,7 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._shape = (self.num_envs, *(self.single_observation_space.shape or ()))
-        self._dtype = self.single_observation_space.dtype
+        self._dtype = np.dtype(self.single_observation_space.dtype)
         self._over = [False] * self.num_envs  # the episode has ended: the next step resets
 
     def reset(
@@ -60,7 +60,8 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         observations = np.empty(self._shape, self._dtype)
         infos: dict[str, Any] = {}
         for index, (env, env_seed) in enumerate(zip(self.envs, seed, strict=True)):
-            observations[index], info = env.reset(seed=env_seed, options=options)
+            observation, info = env.reset(seed=env_seed, options=options)
+            observations[index] = self._fitting(observation)
             infos = self._add_info(infos, info, index)
         self._over = [False] * self.num_envs
         return observations, infos
@@ -81,13 +82,17 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}
-        over = self._over
+        over, shape = self._over, self._shape[1:]
         for index, env in enumerate(self.envs):
             if over[index]:
-                observations[index], info = env.reset()
+                observation, info = env.reset()
+                observations[index] = self._fitting(observation)
                 over[index] = False
             else:
-                observations[index], rewards[index], ended, cut, info = env.step(actions[index])
+                observation, rewards[index], ended, cut, info = env.step(actions[index])
+                if np.shape(observation) != shape:  # assigning would broadcast it
+                    self._fitting(observation)
+                observations[index] = observation
                 if ended or cut:
                     terminated[index], truncated[index] = ended, cut
                     over[index] = True
@@ -113,6 +118,16 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         values = values if isinstance(values, list | tuple) else [values] * self.num_envs
         for env, value in zip(self.envs, values, strict=True):
             env.set_wrapper_attr(name, value)
+
+    def _fitting(self, observation: Any) -> Any:
+        """`observation`, if its shape and dtype are those of the space: assigning it would silently change them."""
+        given = np.asarray(observation)
+        if given.shape != self._shape[1:] or not np.can_cast(given.dtype, self._dtype, "same_kind"):
+            raise UserError(
+                f"{self} shows an observation of shape {given.shape} and dtype {given.dtype}, but its space has "
+                f"{self._shape[1:]} and {self._dtype}"
+            )
+        return observation
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes every environment."""

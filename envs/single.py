@@ -3,6 +3,7 @@
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
 
@@ -27,8 +28,7 @@ class FirstOfVector(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Takes one step; at the end of an episode the observation is the final one."""
-        actions = self.vector.action_space.sample()
-        actions[0] = action
+        actions = np.array([action], self.vector.action_space.dtype)
         observations, rewards, terminated, truncated, infos = self.vector.step(actions)
         observation = observations[0]
         over = bool(terminated[0] or truncated[0])
