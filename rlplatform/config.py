@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-import importlib.resources
+import functools
+import importlib.util
 import math
 import pathlib
 import tomllib
@@ -12,12 +13,18 @@ from typing import Any, Literal, Self
 
 import tomli_w
 
-from rlplatform.errors import UserError
+from rlplatform.errors import RunError, UserError
 
 
-def _field(default: Any, help: str, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with a sentence of help and, for numbers, the closed range of what is accepted."""
-    metadata = {"help": help, "low": low, "high": high}
+def _field(
+    default: Any, help: str, low: float | None = None, high: float | None = None, *, above: float | None = None
+) -> Any:
+    """A dataclass field with a sentence of help and the range of the numbers in it.
+
+    `low` and `high` are themselves accepted, `above` is not. A schedule's range is that of its values, a list's that of
+    its items.
+    """
+    metadata = {"help": help, "low": low, "high": high, "above": above}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -37,16 +44,21 @@ class Schedule:
     start: float = _field(0.0, "value at step 0; a constant's only value")
     end: float = _field(0.0, "value from `fraction` of the run on")
     fraction: float = _field(1.0, "share of training.total_steps over which the value moves", 0.0, 1.0)
-    boundaries: tuple[float, ...] = _field((), "piecewise: shares of training.total_steps, increasing")
+    boundaries: tuple[float, ...] = _field((), "piecewise: shares of training.total_steps, rising", 0.0, 1.0)
     values: tuple[float, ...] = _field((), "piecewise: one value more than boundaries")
 
     def __post_init__(self) -> None:
-        if self.kind == "constant" and (self.end or self.boundaries or self.values):
-            raise UserError("a constant schedule has only a start; set kind to linear, exponential, cosine or piecewise")
+        used = self.parts()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in used and value != field.default:
+                kinds = [kind for kind, parts in SCHEDULE_PARTS.items() if field.name in parts]
+                raise UserError(
+                    f"a {self.kind} schedule has only {' and '.join(used[1:])}; got {field.name} = {_plain(value)}, "
+                    f"for which kind must be {' or '.join(kinds)}"
+                )
         if self.kind == "exponential" and not (self.start > 0 and self.end > 0):
-            raise UserError(
-                f"an exponential schedule needs start and end above 0; got {self.start} and {self.end}"
-            )
+            raise UserError(f"an exponential schedule needs start and end above 0; got {self.start} and {self.end}")
         if self.kind == "piecewise":
             if len(self.values) != len(self.boundaries) + 1:
                 raise UserError(
@@ -54,7 +66,20 @@ class Schedule:
                     f"got {len(self.values)} values and {len(self.boundaries)} boundaries"
                 )
             if list(self.boundaries) != sorted(self.boundaries):
-                raise UserError(f"piecewise boundaries must increase; got {list(self.boundaries)}")
+                raise UserError(f"piecewise boundaries must rise; got {list(self.boundaries)}")
+
+    def parts(self) -> tuple[str, ...]:
+        """The fields that this kind of schedule uses."""
+        return ("kind", *SCHEDULE_PARTS[self.kind])
+
+
+SCHEDULE_PARTS = {
+    "constant": ("start",),
+    "linear": ("start", "end", "fraction"),
+    "exponential": ("start", "end", "fraction"),
+    "cosine": ("start", "end", "fraction"),
+    "piecewise": ("boundaries", "values"),
+}
 
 
 def constant(value: float) -> Schedule:
@@ -99,18 +124,18 @@ class AgentConfig:
     gamma: float = _field(0.99, "discount per env step", 0.0, 1.0)
     n_step: int = _field(1, "rewards summed before bootstrapping", 1, 128)
     double: bool = _field(True, "the online network picks the target's action (van Hasselt et al. 2016)")
-    huber_delta: float = _field(1.0, "TD error from which the loss is linear; inf is the squared loss", 0.0)
+    huber_delta: float = _field(1.0, "TD error from which the loss is linear; inf is the squared loss", above=0.0)
     target_update_interval: int = _field(1_000, "gradient updates between target updates", 1)
-    tau: float = _field(1.0, "share of the online network in a target update; 1 is a hard copy", 0.0, 1.0)
+    tau: float = _field(1.0, "share of the online network in a target update; 1 is a hard copy", high=1.0, above=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Adam, with clipping by the global norm."""
 
-    learning_rate: Schedule = _field(constant(1e-3), "step size")
-    epsilon: float = _field(1e-8, "Adam's denominator offset", 0.0, 1.0)
-    max_gradient_norm: float = _field(10.0, "global norm that gradients are clipped to", 0.0)
+    learning_rate: Schedule = _field(constant(1e-3), "step size", 0.0, 1.0)
+    epsilon: float = _field(1e-8, "Adam's denominator offset", high=1.0, above=0.0)
+    max_gradient_norm: float = _field(10.0, "global norm that gradients are clipped to; inf: not clipped", above=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +143,10 @@ class ExplorationConfig:
     """How often each environment takes a random action."""
 
     epsilon: Schedule = _field(
-        Schedule(kind="linear", start=1.0, end=0.05, fraction=0.1), "chance of a random action, per environment"
+        Schedule(kind="linear", start=1.0, end=0.05, fraction=0.1),
+        "chance of a random action, per environment",
+        0.0,
+        1.0,
     )
 
 
@@ -161,12 +189,12 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CallbacksConfig:
-    """Callbacks by Keras's names; 0, inf or nan leaves one off."""
+    """Callbacks by Keras's names; 0 or inf leaves one off."""
 
     early_stopping_patience: int = _field(0, "evaluations without improvement before the run stops; 0: off", 0)
     stop_on_reward: float = _field(math.inf, "stop when an evaluation's mean return reaches this; inf: off")
     reduce_lr_patience: int = _field(0, "evaluations without improvement before the rate is reduced; 0: off", 0)
-    reduce_lr_factor: float = _field(0.5, "what the learning rate is multiplied by", 0.0, 1.0)
+    reduce_lr_factor: float = _field(0.5, "what the learning rate is multiplied by", high=1.0, above=0.0)
     min_delta: float = _field(0.0, "smallest rise of the mean return that counts as improvement", 0.0)
 
 
@@ -206,11 +234,7 @@ class Config:
     def replace(self, **sections: Mapping[str, Any] | Any) -> Self:
         """A copy with some values changed: `config.replace(seed=3, replay={"capacity": 500})`."""
         tree = to_dict(self)
-        for name, value in sections.items():
-            if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
-                tree[name] |= value
-            else:
-                tree[name] = value
+        _merge(tree, sections)
         return typing.cast(Self, from_dict(tree))
 
     @property
@@ -224,16 +248,18 @@ class Config:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts of TOML's types; a constant schedule is a bare number."""
-    result: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, Schedule) and value.kind == "constant":
-            result[field.name] = value.start
-        elif dataclasses.is_dataclass(value):
-            result[field.name] = to_dict(value)
-        else:
-            result[field.name] = list(value) if isinstance(value, tuple) else value
-    return result
+    return typing.cast(dict[str, Any], _plain(config))
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a value of the configuration in TOML's types."""
+    if isinstance(value, Schedule):
+        return value.start if value.kind == "constant" else {p: _plain(getattr(value, p)) for p in value.parts()}
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
@@ -250,18 +276,22 @@ def _build(cls: type, tree: Mapping[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(cls)
     for key in tree:
         if key not in fields:
-            raise UserError(f"unknown key {_join(path, key)!r}; {nearest(_join(path, key), all_keys())}")
-    return cls(**{key: _value(hints[key], value, fields[key], _join(path, key)) for key, value in tree.items()})
+            close = _close(_join(path, key), all_keys())
+            known = (
+                f"did you mean {close!r}?" if close else "choices: " + ", ".join(_join(path, name) for name in fields)
+            )
+            raise UserError(f"unknown key {_join(path, key)!r}; {known}")
+    values = {key: _value(hints[key], value, fields[key], _join(path, key)) for key, value in tree.items()}
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if path else str(error)) from None
 
 
 def _value(hint: Any, value: Any, field: dataclasses.Field[Any], path: str) -> Any:
     """`value` as the type that `hint` names, or a `UserError` that names `path`."""
     if hint is Schedule:
-        if _is_number(value):
-            return constant(float(value))
-        if isinstance(value, Mapping):
-            return _build(Schedule, value, path)
-        raise UserError(f"{path} must be a number or a table like {{kind = 'linear', start = 1.0, end = 0.1}}; got {value!r}")
+        return _schedule(value, field, path)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{path} is a section and needs keys of its own; got {value!r}")
@@ -277,9 +307,7 @@ def _value(hint: Any, value: Any, field: dataclasses.Field[Any], path: str) -> A
             raise UserError(f"{path} must be a list like [256, 256]; got {value!r}")
         return tuple(_value(typing.get_args(hint)[0], item, field, path) for item in value)
     if origin is dict:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path} must be a table like {{gravity = -9.8}}; got {value!r}")
-        return dict(value)
+        return _table(value, path)
     if hint is bool:
         if not isinstance(value, bool):
             raise UserError(f"{path} must be true or false; got {value!r}")
@@ -288,43 +316,93 @@ def _value(hint: Any, value: Any, field: dataclasses.Field[Any], path: str) -> A
         if not isinstance(value, str):
             raise UserError(f"{path} must be a text; got {value!r}")
         return value
-    if not _is_number(value) or (hint is int and value != int(value)):
+    return _number(hint, value, field, path)
+
+
+def _schedule(value: Any, field: dataclasses.Field[Any], path: str) -> Schedule:
+    if _is_number(value):
+        return constant(_number(float, value, field, path))
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{path} must be a number or a table like {{kind = 'linear', start = 1.0, end = 0.1}}; got {value!r}"
+        )
+    schedule = typing.cast(Schedule, _build(Schedule, value, path))
+    for part in schedule.parts():
+        if part in ("start", "end"):
+            _number(float, getattr(schedule, part), field, _join(path, part))
+    for number in schedule.values:
+        _number(float, number, field, _join(path, "values"))
+    return schedule
+
+
+def _table(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} must be a table like {{gravity = -9.8}}; got {value!r}")
+    table = _plain(value)
+    try:
+        tomli_w.dumps(table)
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} can hold texts, numbers, true, false, lists and tables only; got {value!r}") from None
+    return typing.cast(dict[str, Any], table)
+
+
+def _number(hint: type, value: Any, field: dataclasses.Field[Any], path: str) -> Any:
+    if not _is_number(value) or (hint is int and isinstance(value, float) and not value.is_integer()):
         raise UserError(f"{path} must be {'a whole number' if hint is int else 'a number'}; got {value!r}")
-    low, high = field.metadata.get("low"), field.metadata.get("high")
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise UserError(f"{path} must be {allowed}; got {value!r}")
+    low, high, above = (field.metadata[name] for name in ("low", "high", "above"))
+    too_small = (low is not None and value < low) or (above is not None and value <= above)
+    if too_small or (high is not None and value > high):
+        raise UserError(f"{path} must be {_range(low, high, above)}; got {value!r}")
     return hint(value)
 
 
+def _range(low: float | None, high: float | None, above: float | None) -> str:
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    bounds = (("at least", low), ("above", above), ("at most", high))
+    return " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number that TOML holds and that can be compared: no `nan`, no whole number beyond 64 bits."""
+    if isinstance(value, bool):
+        return False
+    return (isinstance(value, float) and not math.isnan(value)) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def all_keys(cls: type = Config, path: str = "") -> list[str]:
-    """Every dotted key that a configuration knows, schedules' parts included."""
-    keys = []
+def all_keys() -> list[str]:
+    """Every dotted key that a configuration knows, sections and schedules' parts included."""
+    return list(_types(Config, ""))
+
+
+def _types(cls: type, path: str) -> dict[str, Any]:
+    """The type of every dotted key below a dataclass."""
+    types: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
-        keys.append(_join(path, name))
+        types[_join(path, name)] = hint
         if dataclasses.is_dataclass(hint):
-            keys += all_keys(typing.cast(type, hint), _join(path, name))
-    return keys
+            types |= _types(typing.cast(type, hint), _join(path, name))
+    return types
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error message: the choice nearest to `name`, or all of them when none is near."""
     choices = list(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if not close:  # `capcity` for `replay.capacity`: compare the last parts alone
-        last = {choice.rpartition(".")[2]: choice for choice in choices}
-        close = [last[match] for match in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)]
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return "choices: " + ", ".join(choices[:30])
+    close = _close(name, choices)
+    return f"did you mean {close!r}?" if close else "choices: " + ", ".join(choices[:30])
+
+
+def _close(name: str, choices: list[str]) -> str | None:
+    for match in difflib.get_close_matches(name, choices, n=1, cutoff=0.5):
+        return match
+    last = {choice.rpartition(".")[2]: choice for choice in choices}  # `capcity` for `replay.capacity`
+    for match in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6):
+        return last[match]
+    return None
 
 
 # --- files, presets and overrides -----------------------------------------------------------------------------------
@@ -341,7 +419,11 @@ def load(path: pathlib.Path) -> Config:
     Raises:
         UserError: the file is missing, is no TOML, or holds what `from_dict` refuses.
     """
-    return from_dict(_read_toml(path))
+    tree = _read_toml(path)
+    try:
+        return from_dict(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read_toml(path: Any) -> dict[str, Any]:
@@ -349,15 +431,19 @@ def _read_toml(path: Any) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Every shipped preset by name: a partial tree, and under `preset` its `description` and the `environments` it suits."""
-    folder = importlib.resources.files("rlplatform.agents") / "presets"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    return {file.name.removesuffix(".toml"): _read_toml(file) for file in files}
+    """Every shipped preset by name: a partial tree, and `preset` with its `description` and its `environments`."""
+    agents = importlib.util.find_spec("rlplatform.agents")  # found, not imported: that would load TensorFlow
+    if agents is None or not agents.submodule_search_locations:
+        raise RunError("the presets are not installed: rlplatform.agents is missing; install rlplatform again")
+    files = sorted(pathlib.Path(agents.submodule_search_locations[0], "presets").glob("*.toml"))
+    return {file.stem: _read_toml(file) for file in files}
 
 
 def resolve(
@@ -367,6 +453,9 @@ def resolve(
     **sections: Mapping[str, Any] | Any,
 ) -> Config:
     """The configuration of a new run: defaults, then the preset, then `sections`, then `key=value` overrides.
+
+    Each goes over what came before; what it does not name stays, also inside a schedule: `exploration.epsilon.end=0.01`
+    alone moves the end. A schedule that changes its kind keeps the parts that both kinds have.
 
     Args:
         env_id: the environment; without a `preset`, the first preset that lists it is taken, else `dqn`.
@@ -386,9 +475,11 @@ def resolve(
     elif preset.endswith(".toml"):
         chosen = _read_toml(pathlib.Path(preset))
     else:
-        raise UserError(f"unknown preset {preset!r} for {env_id}; {nearest(preset, shipped)} (presets: {', '.join(shipped)})")
+        close = _close(preset, list(shipped))
+        meant = f"did you mean {close!r}? " if close else ""
+        raise UserError(f"unknown preset {preset!r} for {env_id}; {meant}presets: {', '.join(shipped)}")
     chosen.pop("preset", None)
-    tree = to_dict(Config())  # so that `exploration.epsilon.end` alone changes the default's end
+    tree = to_dict(Config())
     _merge(tree, chosen)
     _merge(tree, {"environment": {"id": env_id}})
     _merge(tree, {key: value for key, value in sections.items() if value is not None})
@@ -397,14 +488,30 @@ def resolve(
     return from_dict(tree)
 
 
-def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Puts `changes` over `tree`, in place; tables are merged, all else is replaced, a schedule with a `kind` too."""
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
+    """Puts `changes` over `tree`, in place: tables are merged, all else is replaced."""
     for key, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict) and "kind" not in value:
-            tree[key] = dict(tree[key])
-            _merge(tree[key], value)
+        value, below, here = _plain(value), tree.get(key), _join(path, key)
+        if isinstance(value, Mapping) and here in _schedule_keys():
+            tree[key] = _over_schedule(below, value)
+        elif isinstance(value, Mapping) and isinstance(below, Mapping):
+            tree[key] = dict(below)
+            _merge(tree[key], value, here)
         else:
-            tree[key] = dict(value) if isinstance(value, Mapping) else value
+            tree[key] = value
+
+
+def _over_schedule(below: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a schedule: `changes`, and the parts of the one below that the kind has too."""
+    if not isinstance(below, Mapping):
+        below = {"kind": "constant", "start": below} if _is_number(below) else {}
+    kept = SCHEDULE_PARTS.get(str(changes.get("kind", below.get("kind"))), ())
+    return {key: value for key, value in below.items() if key == "kind" or key in kept} | dict(changes)
+
+
+@functools.cache
+def _schedule_keys() -> frozenset[str]:
+    return frozenset(key for key, hint in _types(Config, "").items() if hint is Schedule)
 
 
 def _parse_override(text: str) -> dict[str, Any]:
