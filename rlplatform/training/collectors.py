@@ -1,0 +1,168 @@
+"""The host collector: steps Gymnasium environments and fills blocks. The one owner of the autoreset rule."""
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from rlplatform import envs
+from rlplatform.agents import Actor
+from rlplatform.config import Config
+from rlplatform.experience import Block
+from rlplatform.training import schedules
+
+Array = np.ndarray[Any, Any]
+
+
+class Episode(NamedTuple):
+    """An episode that ended while training, exploration included."""
+
+    episode_return: float
+    length: int
+
+
+class HostCollector:
+    """Acts epsilon-greedily in N environments and writes down what they lived through.
+
+    Under NEXT_STEP autoreset, an episode's final observation gets a row of its own: a dead slot, whose action the
+    environment ignores. Under SAME_STEP and DISABLED the row after an end already shows the next episode; there a truncated
+    step's own slot becomes the dead one, so that its episode is cut one step earlier, and a termination loses nothing, since
+    no value is bootstrapped from what comes after it.
+
+    Args:
+        config: the run's.
+        env: N vectorised environments, in any autoreset mode.
+        spec: their spaces.
+        actor: Q-values from published weights.
+    """
+
+    def __init__(self, config: Config, env: gym.vector.VectorEnv[Any, Any, Any], spec: envs.Spec, actor: Actor) -> None:
+        self._config, self._env, self._spec, self._actor = config, env, spec, actor
+        self._mode = env.metadata["autoreset_mode"]
+        self._num_envs = config.environment.num_envs
+        self._stack = envs.Stack(spec, config.environment.frame_stack, self._num_envs)
+        self._blocks = 0  # the counter of this collector's random numbers
+        self._return, self._length = np.zeros(self._num_envs), np.zeros(self._num_envs, np.int64)
+        self._cut = False
+        self._begin(envs.seeds(config.seed, self._num_envs, "train"))
+
+    @property
+    def steps(self) -> int:
+        """Env steps so far, over all environments together, dead slots included."""
+        return self._blocks * self._config.block_steps * self._num_envs
+
+    def collect(self, weights: Array) -> tuple[Block, list[Episode]]:
+        """Lives through one block.
+
+        Args:
+            weights: [P] float32, what to act with.
+
+        Returns:
+            The block, in arrays that nothing else holds, and the episodes that ended in it.
+        """
+        steps, num_envs = self._config.block_steps, self._num_envs
+        block = Block.empty(steps, num_envs, self._spec.observation_shape, self._spec.observation_dtype)
+        explore, random_action = self._exploration()
+        ended, counts = np.zeros((steps, num_envs), np.bool_), np.ones((steps, num_envs), np.bool_)
+        all_explore = explore.all(axis=1).tolist()
+        self._actor.load(weights)
+        next_step = self._mode is AutoresetMode.NEXT_STEP
+        for t in range(steps):
+            block.observation[t] = self._frame
+            block.first[t] = self._first
+            self._stack.push(self._frame)
+            if self._first.any():
+                self._stack.reset(self._first, self._frame)
+            if self._cut:  # the environments of before are gone: what they showed last only closes their episodes
+                block.dead[t], counts[t], self._cut = True, False, False
+                self._begin(envs.seeds(self._config.seed, num_envs, f"train after {self._blocks} blocks"))
+                self._return[:], self._length[:] = 0.0, 0
+                continue
+            if all_explore[t]:
+                action = random_action[t]
+            else:
+                greedy = self._actor.q_values(self._stack.observation).argmax(axis=1)
+                action = np.where(explore[t], random_action[t], greedy)
+            block.action[t] = action
+            self._frame, block.reward[t], terminated, truncated, _ = self._env.step(action + self._spec.action_start)
+            block.terminated[t] = terminated
+            over = terminated | truncated
+            ended[t] = over
+            if next_step:
+                block.dead[t] = self._over
+                counts[t] = ~self._over
+                self._first, self._over = self._over, over
+            else:
+                block.dead[t] = truncated & ~terminated
+                self._first = over
+                if self._mode is AutoresetMode.DISABLED and over.any():
+                    self._frame, _ = self._env.reset(options={"reset_mask": over})
+        self._blocks += 1
+        return block, self._episodes(block.reward, counts, ended)
+
+    def _begin(self, seeds: list[int]) -> None:
+        """Starts an episode in every environment."""
+        self._frame, _ = envs.reset(self._env, seeds)
+        self._first = np.ones(self._num_envs, np.bool_)
+        self._over = np.zeros(self._num_envs, np.bool_)  # NEXT_STEP: the next slot is dead
+
+    def _exploration(self) -> tuple[Array, Array]:
+        """[T, N] bool, where to explore, and [T, N] int32, the random actions: one draw per environment and step."""
+        shape = (self._config.block_steps, self._num_envs)
+        seed = np.random.SeedSequence([self._config.seed, self._blocks], spawn_key=(1,))
+        rng = np.random.Generator(np.random.Philox(seed))
+        steps = self.steps + np.arange(shape[0]) * self._num_envs
+        epsilon = schedules.values(self._config.exploration.epsilon, steps, self._config.training.total_steps)
+        explore = rng.random(shape, np.float32) < epsilon[:, None]
+        return explore, rng.integers(self._spec.num_actions, size=shape, dtype=np.int32)
+
+    def _episodes(self, reward: Array, counts: Array, ended: Array) -> list[Episode]:
+        """The episodes that end in this block, and what is carried into the next."""
+        returns = np.cumsum(np.where(counts, reward, 0.0), axis=0, dtype=np.float64)  # [T, N]
+        lengths = np.cumsum(counts, axis=0)
+        before_return, before_length = -self._return, -self._length
+        episodes = []
+        for env, t in zip(*np.nonzero(ended.T), strict=True):
+            episodes.append(
+                Episode(float(returns[t, env] - before_return[env]), int(lengths[t, env] - before_length[env]))
+            )
+            before_return[env], before_length[env] = returns[t, env], lengths[t, env]
+        self._return, self._length = returns[-1] - before_return, lengths[-1] - before_length
+        return episodes
+
+    # --- state, for checkpoints -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on; `env` is None where the environments cannot be pickled."""
+        return {
+            "env": envs.snapshot(self._env),
+            "stack": self._stack,
+            "frame": self._frame,
+            "first": self._first,
+            "over": self._over,
+            "return": self._return,
+            "length": self._length,
+            "blocks": self._blocks,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> bool:
+        """Goes on from `state`.
+
+        Returns:
+            Whether exactly: where the environments could not be pickled, new episodes begin instead, and the old ones are
+            closed with the last observation that they showed.
+        """
+        self._stack, self._frame, self._blocks = state["stack"], state["frame"], state["blocks"]
+        self._first, self._over = state["first"], state["over"]
+        self._return, self._length = state["return"], state["length"]
+        if state["env"] is None:
+            self._cut = True
+            return False
+        self._env.close()
+        self._env = envs.restore(state["env"])
+        return True
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self._env.close()

@@ -1,0 +1,137 @@
+"""Evaluation: greedy episodes on environments and seeds of their own, apart from training."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlplatform import envs
+from rlplatform.config import EnvironmentConfig
+from rlplatform.envs.naming import Factory
+
+Array = np.ndarray[Any, Any]
+Act = Callable[[Array], Array]
+EPISODE_LIMIT = 100_000  # env steps after which an episode without a time limit of its own is cut
+SIDE_BY_SIDE = 32
+
+
+class Evaluation(NamedTuple):
+    """One row per episode, in the order of the seeds."""
+
+    returns: Array  # [E] float64, undiscounted
+    lengths: Array  # [E] int64
+    seeds: Array  # [E] int64
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean return over the episodes; nan for a single one."""
+        return float(self.returns.std(ddof=1) / np.sqrt(len(self.returns))) if len(self.returns) > 1 else float("nan")
+
+
+def evaluate(
+    act: Act,
+    environment: EnvironmentConfig,
+    seeds: Sequence[int],
+    *,
+    factory: Factory | None = None,
+    on_episode: Callable[[int], None] | None = None,
+    on_observation: Callable[[Array], None] | None = None,
+) -> Evaluation:
+    """Plays one episode per seed with `act`, several side by side.
+
+    Every episode starts from `env.reset(seed=...)` with its own seed, so two policies given the same seeds are paired. An
+    episode without a time limit is cut after 100,000 steps.
+
+    Args:
+        act: [n, S...] stacked observations to [n] actions, counted from 0.
+        environment: which environment; `num_envs` and `vectorization` do not matter.
+        seeds: one per episode.
+        factory: a Python callable that makes the environment, instead of `environment.id`.
+        on_episode: called with the number of finished episodes after each.
+        on_observation: called with the [n, S...] observations before each call of `act`.
+    """
+    count = min(len(seeds), SIDE_BY_SIDE)
+    singles = [envs.make_single(environment, factory=factory) for _ in range(count)]
+    try:
+        return _play(act, singles, environment.frame_stack, seeds, on_episode, on_observation)
+    finally:
+        for env in singles:
+            env.close()
+
+
+def _play(
+    act: Act,
+    singles: list[Any],
+    frame_stack: int,
+    seeds: Sequence[int],
+    on_episode: Callable[[int], None] | None,
+    on_observation: Callable[[Array], None] | None,
+) -> Evaluation:
+    spec = envs.spec_of(singles[0])
+    stack = envs.Stack(spec, frame_stack, len(singles))
+    frames = np.zeros((len(singles), *spec.observation_shape), spec.observation_dtype)
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    waiting = iter(range(len(seeds)))
+    playing = np.full(len(singles), -1)  # which episode each environment plays; -1: none
+    begins = np.zeros(len(singles), np.bool_)
+    finished = 0
+
+    def begin(slot: int) -> None:
+        playing[slot] = next(waiting, -1)
+        if playing[slot] >= 0:
+            frames[slot], _ = singles[slot].reset(seed=int(seeds[playing[slot]]))
+            begins[slot] = True
+
+    for slot in range(len(singles)):
+        begin(slot)
+    while (live := np.flatnonzero(playing >= 0)).size:
+        stack.push(frames)
+        if begins.any():
+            stack.reset(begins, frames)
+            begins[:] = False
+        observation = stack.observation if live.size == len(singles) else stack.observation[live]
+        if on_observation is not None:
+            on_observation(observation)
+        for slot, action in zip(live, act(observation), strict=True):
+            episode = playing[slot]
+            frames[slot], reward, terminated, truncated, _ = singles[slot].step(int(action) + spec.action_start)
+            returns[episode] += float(reward)
+            lengths[episode] += 1
+            if terminated or truncated or lengths[episode] >= EPISODE_LIMIT:
+                finished += 1
+                if on_episode is not None:
+                    on_episode(finished)
+                begin(slot)
+    return Evaluation(returns, lengths, np.asarray(seeds, np.int64))
+
+
+def greedy(actor: Any) -> Act:
+    """The policy that takes the action of the largest Q-value; the lowest index where several are equal."""
+    return lambda observation: actor.q_values(observation).argmax(axis=1)
+
+
+def record(act: Act, environment: EnvironmentConfig, seed: int, *, factory: Factory | None = None) -> tuple[Array, float, float]:
+    """Plays one rendered episode.
+
+    Returns:
+        Its frames [F, H, W, 3] uint8, its return, and the frames per second that the environment names (30 by default).
+
+    Raises:
+        UserError: the environment cannot be rendered as `rgb_array`.
+    """
+    env = envs.make_single(environment, render_mode="rgb_array", factory=factory)
+    frames: list[Array] = []
+
+    def keep(observation: Array) -> None:
+        frames.append(np.asarray(env.render(), np.uint8))
+
+    try:
+        result = _play(act, [env], environment.frame_stack, [seed], None, keep)
+        return np.stack(frames), float(result.returns[0]), float(env.metadata.get("render_fps", 30))
+    finally:
+        env.close()
