@@ -276,11 +276,7 @@ def _build(cls: type, tree: Mapping[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(cls)
     for key in tree:
         if key not in fields:
-            close = _close(_join(path, key), all_keys())
-            known = (
-                f"did you mean {close!r}?" if close else "choices: " + ", ".join(_join(path, name) for name in fields)
-            )
-            raise UserError(f"unknown key {_join(path, key)!r}; {known}")
+            raise UserError(f"unknown key {_join(path, key)!r}; {_nearest_key(path, key, list(fields))}")
     values = {key: _value(hints[key], value, fields[key], _join(path, key)) for key, value in tree.items()}
     try:
         return cls(**values)
@@ -389,20 +385,22 @@ def _types(cls: type, path: str) -> dict[str, Any]:
     return types
 
 
+def _nearest_key(path: str, key: str, siblings: list[str]) -> str:
+    """The end of an error message: the known key nearest to `key`, in its own section if one is near there."""
+    own = {name: _join(path, name) for name in siblings}
+    anywhere = {name.rpartition(".")[2]: name for name in reversed(all_keys())}  # `batch_size`: training.batch_size
+    for choices in (own, anywhere):
+        for match in difflib.get_close_matches(key, choices, n=1):
+            return f"did you mean {choices[match]!r}?"
+    return "choices: " + ", ".join(own.values())
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error message: the choice nearest to `name`, or all of them when none is near."""
     choices = list(choices)
-    close = _close(name, choices)
-    return f"did you mean {close!r}?" if close else "choices: " + ", ".join(choices[:30])
-
-
-def _close(name: str, choices: list[str]) -> str | None:
     for match in difflib.get_close_matches(name, choices, n=1, cutoff=0.5):
-        return match
-    last = {choice.rpartition(".")[2]: choice for choice in choices}  # `capcity` for `replay.capacity`
-    for match in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6):
-        return last[match]
-    return None
+        return f"did you mean {match!r}?"
+    return "choices: " + ", ".join(choices[:30])
 
 
 # --- files, presets and overrides -----------------------------------------------------------------------------------
@@ -475,8 +473,8 @@ def resolve(
     elif preset.endswith(".toml"):
         chosen = _read_toml(pathlib.Path(preset))
     else:
-        close = _close(preset, list(shipped))
-        meant = f"did you mean {close!r}? " if close else ""
+        close = difflib.get_close_matches(preset, shipped, n=1, cutoff=0.5)
+        meant = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"unknown preset {preset!r} for {env_id}; {meant}presets: {', '.join(shipped)}")
     chosen.pop("preset", None)
     tree = to_dict(Config())
