@@ -1,7 +1,7 @@
 """The canonical form: the same greedy policy with fewer layers and units, by algebra alone.
 
-A trained Q-network carries what training needed and playing does not: the scaling of its input, a value stream, units that
-never fire. All of it is linear or constant, so it folds into the layers beside it, without data and without loss.
+A trained Q-network carries what training needed and playing does not: the scaling of its input, a value stream, units
+that never fire. All of it is linear or constant, so it folds into the layers beside it, without data and without loss.
 """
 
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ class Canonical(NamedTuple):
     """A network in canonical form, and what was folded.
 
     Attributes:
-        model: `[B, O...]` float32 to `[B, A]` float32; uint8 observations are fed as the same numbers in float32. Made of
-            Dense, Conv2D and Flatten, after whatever layers of a user's torso had to stay as they were.
+        model: `[B, O...]` float32 to `[B, A]` float32; uint8 observations are fed as the same numbers in float32. Made
+            of Dense, Conv2D and Flatten, after whatever layers of a user's torso had to stay as they were.
         folds: one sentence for each fold that was made, and for each part that had to stay.
         centred: whether a row's values were shifted so that their mean is zero, which changes no comparison of actions.
     """
@@ -77,13 +77,15 @@ def canonical(model: Any, greedy: bool = True) -> Canonical:
 
 
 def _read_head(model: Any, producers: dict[int, Any], greedy: bool, folds: list[str]) -> _Head | None:
-    last = producers.get(id(model.output))
+    last: Any = producers.get(id(model.output))
     if chain.is_linear_dense(last):
         return _Head(last.input, *chain.weights(last))
     if not isinstance(last, Dueling):
         return None
+    value: Any
+    advantage: Any
     value, advantage = (producers.get(id(tensor)) for tensor in last.input)
-    if value is None or not (chain.is_linear_dense(value) and chain.is_linear_dense(advantage)):
+    if not (chain.is_linear_dense(value) and chain.is_linear_dense(advantage)):
         return None
     advantage_kernel, advantage_bias = chain.weights(advantage)
     advantage_kernel = advantage_kernel - advantage_kernel.mean(axis=1, keepdims=True)
@@ -102,7 +104,7 @@ def _read_head(model: Any, producers: dict[int, Any], greedy: bool, folds: list[
 
 def _merge(value: Any, advantage: Any, producers: dict[int, Any], folds: list[str]) -> Any:
     """The features of both streams side by side: one wider Dense where both are one Dense, else a Concatenate."""
-    layers = producers.get(id(value)), producers.get(id(advantage))
+    layers: list[Any] = [producers.get(id(value)), producers.get(id(advantage))]
     alike = all(chain.is_plain_dense(layer) for layer in layers) and layers[0].input is layers[1].input
     if not alike or layers[0].activation is not layers[1].activation:
         features = keras.layers.Concatenate(name="streams")([value, advantage])

@@ -1,4 +1,4 @@
-"""The part of a network that algebra can work on: a chain of Dense, Conv2D and Flatten, read from a model and built anew."""
+"""The part of a network that algebra can work on: a chain of Dense, Conv2D and Flatten, read and built anew."""
 
 import dataclasses
 from typing import Any, NamedTuple
