@@ -30,6 +30,7 @@ class LoadedFile:
 
 
 _files: dict[str, LoadedFile] = {}  # by module name
+_folders: list[str] = []
 
 
 def load_file(given: str, name: str | None = None) -> ModuleType:
@@ -82,6 +83,13 @@ def add_to_path(folder: pathlib.Path) -> None:
     """Puts `folder` at the end of `sys.path`, where it hides nothing."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+    if str(folder) not in _folders:
+        _folders.append(str(folder))
+
+
+def added_folders() -> list[str]:
+    """The folders that `add_to_path` has added in this process."""
+    return list(_folders)
 
 
 @contextlib.contextmanager

@@ -102,15 +102,15 @@ class Maker:
 
 def _vector(config: EnvironmentConfig, target: EnvSpec | Factory, factory: Factory | None) -> AnyVectorEnv:
     """The environments side by side, each kind in its own way."""
+    first = None
     if isinstance(target, EnvSpec):
-        if target.entry_point is None or (
-            config.vectorization == "auto" and config.num_envs >= NATIVE_FROM and _fits_native(config, target)
-        ):
+        if target.entry_point is None:
+            return _own_vector(config, loaded(target.vector_entry_point), _native(config, target, {}))
+        if config.vectorization == "auto" and config.num_envs >= NATIVE_FROM and _fits_native(config, target):
             env = _native(config, target, {})
-            if target.entry_point is None or env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
+            if env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
                 return env
             env.close()
-        first = None
     else:
         made = _call(config, target, {}, num_envs=config.num_envs)
         if isinstance(made, gym.vector.VectorEnv):
@@ -134,8 +134,8 @@ def _asynchronous(config: EnvironmentConfig, makers: list[Maker]) -> AnyVectorEn
         return gym.vector.AsyncVectorEnv(makers, context=start)
     except (EOFError, ConnectionError) as error:
         raise UserError(
-            f"the processes of {config.id} ended while starting; a script that uses vectorization 'async' needs its "
-            "main part under `if __name__ == '__main__':`"
+            f"the processes of {config.id} ended while starting, with what is printed above; a script that uses "
+            "vectorization 'async' needs its main part under `if __name__ == '__main__':`"
         ) from error
 
 
@@ -229,7 +229,7 @@ def _checked(env: AnyEnv) -> AnyEnv:
     """`env` under Gymnasium's checker of the first reset and the first step."""
     try:
         return PassiveEnvChecker(env)
-    except AssertionError as error:
+    except (AssertionError, AttributeError, TypeError) as error:
         env.close()
         raise UserError(f"{type(env.unwrapped).__name__} is not a Gymnasium environment: {error}") from None
 

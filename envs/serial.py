@@ -23,7 +23,8 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         makers: one function per environment; only called here.
 
     Raises:
-        UserError: the environments differ in their spaces; or, later, one shows what is not in its observation space.
+        UserError: the environments differ in their spaces, or two of them are the same object; or, later, one shows
+            what is not in its observation space.
     """
 
     def __init__(self, makers: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
@@ -40,6 +41,10 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
                     f"environment {index} differs in its spaces from environment 0: {env.observation_space} and "
                     f"{env.action_space}, not {first.observation_space} and {first.action_space}"
                 )
+        if len({id(env.unwrapped) for env in self.envs}) < self.num_envs:
+            raise UserError(
+                f"{first} is handed out more than once; what makes environments must make a new one at each call"
+            )
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._shape = (self.num_envs, *(self.single_observation_space.shape or ()))

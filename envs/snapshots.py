@@ -1,13 +1,14 @@
 """Environments as bytes: what a checkpoint needs to go on in the middle of an episode."""
 
 import io
+import pathlib
 import pickle
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 
-from rlplatform.envs.files import load_file, loaded_files
+from rlplatform.envs.files import add_to_path, added_folders, load_file, loaded_files
 from rlplatform.errors import RunError, UserError
 
 _SCREENS = frozenset({"Surface", "Clock", "Font", "Window"})  # pygame's, made anew when the environment next renders
@@ -31,7 +32,7 @@ def snapshot(env: gym.vector.VectorEnv[Any, Any, Any]) -> bytes | None:
     except Exception:  # whatever a user's class raises when it is pickled
         return None
     files = [(file.name, file.path, file.given) for file in loaded_files()]
-    return pickle.dumps({"files": files, "env": buffer.getvalue()})
+    return pickle.dumps({"folders": added_folders(), "files": files, "env": buffer.getvalue()})
 
 
 def restore(data: bytes) -> gym.vector.VectorEnv[Any, Any, Any]:
@@ -42,6 +43,8 @@ def restore(data: bytes) -> gym.vector.VectorEnv[Any, Any, Any]:
     """
     try:
         tree = pickle.loads(data)
+        for folder in map(pathlib.Path, tree["folders"]):
+            add_to_path(folder if folder.is_dir() else pathlib.Path.cwd())
         for name, path, given in tree["files"]:
             _load(name, path, given)
         return pickle.loads(tree["env"])  # type: ignore[no-any-return]

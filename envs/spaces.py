@@ -59,10 +59,9 @@ def spec_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], name: 
         UserError: the observation is no Box of numbers with at least one axis and no axis of size 0, or the action is
             not Discrete.
     """
-    if isinstance(env, gym.vector.VectorEnv):
-        observation, action = env.single_observation_space, env.single_action_space
-    else:
-        observation, action = env.observation_space, env.action_space
+    prefix = "single_" if isinstance(env, gym.vector.VectorEnv) else ""
+    observation: Any = getattr(env, f"{prefix}observation_space", None)
+    action: Any = getattr(env, f"{prefix}action_space", None)
     name = f"environment {name or _name(env)!r}"
     if not isinstance(observation, gym.spaces.Box):
         wrapper = "gymnasium.wrappers.FlattenObservation"
