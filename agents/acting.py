@@ -32,6 +32,11 @@ def flat_weights(network: Any) -> tf.Tensor:
     return tf.concat([tf.reshape(weight, [-1]) for weight in network.weights], axis=0)
 
 
+def flatten(weights: list[Array]) -> Array:
+    """[P] float32, what `Actor.load` takes, from a network's `get_weights()`."""
+    return np.concatenate([weight.ravel() for weight in weights])
+
+
 def split_weights(network: Any, flat: Array) -> list[Array]:
     """The network's weights as views into the flat vector."""
     shapes = [tuple(weight.shape) for weight in network.weights]

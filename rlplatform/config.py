@@ -480,6 +480,28 @@ def resolve(
     tree = to_dict(Config())
     _merge(tree, chosen)
     _merge(tree, {"environment": {"id": env_id}})
+    return _changed(tree, overrides, sections)
+
+
+def change(config: Config, overrides: Iterable[str] = (), **sections: Mapping[str, Any] | Any) -> Config:
+    """`config` with some values changed, in the ways and with the errors of `resolve`."""
+    return _changed(to_dict(config), overrides, sections)
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The dotted keys whose values differ."""
+
+    def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+        parts = {}
+        for key, value in tree.items():
+            parts |= flat(value, _join(path, key)) if isinstance(value, Mapping) else {_join(path, key): value}
+        return parts
+
+    first, second = flat(to_dict(one)), flat(to_dict(other))
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+
+
+def _changed(tree: dict[str, Any], overrides: Iterable[str], sections: Mapping[str, Any]) -> Config:
     _merge(tree, {key: value for key, value in sections.items() if value is not None})
     for override in overrides:
         _merge(tree, _parse_override(override))

@@ -203,7 +203,7 @@ class _Counted:
 
     def write(self, data: Any, /) -> int:
         self._sum.update(data)
-        self._size += len(data)
+        self._size += memoryview(data).nbytes
         return self._file.write(data)
 
     def entry(self) -> dict[str, Any]:

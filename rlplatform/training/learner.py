@@ -113,6 +113,14 @@ class Learner(tf.Module):
         """[P] float32: the online network's weights now."""
         return flat_weights(self.agent.online).numpy()  # type: ignore[no-any-return]
 
+    def observations(self, count: int) -> Array:
+        """[M, S...] observations of live slots drawn from the replay; M is `count` where the replay can be sampled."""
+        if not self.replay.can_sample():
+            return np.zeros((0, *self.agent.online.input_shape[1:]), self.replay.observation.dtype.as_numpy_dtype)
+        # A seed apart from training's: looking must not change what is drawn later.
+        batch = self.replay.sample(count, tf.stack([self._seed, -1]))
+        return batch.observation.numpy()[batch.weight.numpy() > 0.0]  # type: ignore[no-any-return]
+
     # --- state, for checkpoints -----------------------------------------------------------------------------------
 
     def state(self, replay: bool = True) -> dict[str, Array]:

@@ -1,0 +1,186 @@
+"""What the platform does, as functions: the command line and Python programs are two doors to them."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+import rlplatform
+from rlplatform import config as configuration
+from rlplatform import envs
+from rlplatform.config import Config
+from rlplatform.envs.naming import Factory
+from rlplatform.errors import UserError
+from rlplatform.training import Callback, Evaluation, Loop, Outcome, Run
+
+# What may change when a run goes on: how long and how it is watched, not what it is.
+MAY_CHANGE = ("training.total_steps", "evaluation.", "checkpoint.", "logging.", "callbacks.", "device")
+
+
+def train(
+    env: str | Factory,
+    *,
+    steps: int | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
+    num_envs: int | None = None,
+    out: str | pathlib.Path | None = None,
+    resume: bool = False,
+    overrides: Iterable[str] = (),
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> Run:
+    """Trains an agent and returns its run.
+
+    Args:
+        env: a registered id, `module:id`, `file.py:Name`, or a callable that makes a Gymnasium environment.
+        steps: env steps in all; the preset's by default.
+        preset: a shipped preset or a TOML file; by default the one that lists the environment, else `dqn`.
+        seed: what every random number of the run follows from.
+        num_envs: environments side by side.
+        out: the run's folder; by default the first free `runs/ID-N`.
+        resume: go on with the run in `out` from its newest checkpoint.
+        overrides: `key=value` texts over the preset, like `replay.capacity=100000`.
+        callbacks: called after those that the configuration names.
+        progress: show a bar on standard error.
+
+    Raises:
+        UserError: something asked for is wrong; nothing was written.
+        RunError: the run has diverged or could not write; its checkpoints are as they were.
+    """
+    return session(
+        env,
+        steps=steps,
+        preset=preset,
+        seed=seed,
+        num_envs=num_envs,
+        out=out,
+        resume=resume,
+        overrides=overrides,
+        callbacks=callbacks,
+        progress=progress,
+    )[0]
+
+
+def session(
+    env: str | Factory,
+    *,
+    steps: int | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
+    num_envs: int | None = None,
+    out: str | pathlib.Path | None = None,
+    resume: bool = False,
+    overrides: Iterable[str] = (),
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    on_start: Callable[[Run], None] | None = None,
+) -> tuple[Run, Outcome]:
+    """Like `train`; says how the session ended too, and calls `on_start` with the run before its first step."""
+    factory = None if isinstance(env, str) else env
+    env_id = env if isinstance(env, str) else envs.id_of(env)
+    sections: dict[str, Any] = {
+        "seed": seed,
+        "training": None if steps is None else {"total_steps": steps},
+        "environment": None if num_envs is None else {"num_envs": num_envs},
+    }
+    if out is None and resume:
+        raise UserError("to resume, say which run: --out runs/NAME")
+    path = _free(env_id) if out is None else pathlib.Path(out)
+    started = resume and (path / "config.toml").is_file() and (path / "run.json").is_file()
+    if started:
+        config = _resumed(Run.open(path), env_id, preset, overrides, sections)
+    else:
+        _refuse_occupied(path, resume)
+        config = configuration.resolve(env_id, preset, overrides, **sections)
+    vector = envs.make(config.environment, factory)
+    try:
+        run = Run(path, config, envs.spec_of(vector, env_id))
+        with _locked(run):
+            run.create(rlplatform.__version__)
+            if on_start is not None:
+                on_start(run)
+            loop = Loop(run, vector, callbacks=callbacks, factory=factory, resume=started, progress=progress)
+            return run, loop.train()
+    finally:
+        vector.close()
+
+
+def load(run: str | pathlib.Path) -> Run:
+    """Opens a run folder.
+
+    Raises:
+        UserError: there is no run there.
+    """
+    return Run.open(run)
+
+
+def _resumed(
+    run: Run, env_id: str, preset: str | None, overrides: Iterable[str], sections: Mapping[str, Any]
+) -> Config:
+    """The saved configuration with what was asked for on top, if that may change."""
+    saved = run.config
+    if env_id != saved.environment.id:
+        raise UserError(f"{run.path} is a run of {saved.environment.id}, not of {env_id}; choose another --out")
+    if preset is None:
+        asked = configuration.change(saved, overrides, **sections)
+    else:
+        asked = configuration.resolve(env_id, preset, overrides, **sections)
+    changed = [key for key in configuration.differences(saved, asked) if not key.startswith(MAY_CHANGE)]
+    if changed:
+        raise UserError(
+            f"{run.path} is another run: {', '.join(changed[:4])} would change; resume it without that, or choose another --out"
+        )
+    return asked
+
+
+def _refuse_occupied(path: pathlib.Path, resume: bool) -> None:
+    """A new run needs a folder of its own."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file; --out needs a folder that is new or empty")
+    if (path / "config.toml").is_file() and not resume:
+        raise UserError(f"{path} holds a run already; go on with it by --resume, or choose another --out")
+    own = {".lock", "config.toml", "run.json"}  # what a run that was killed in its first moments has left
+    foreign = [entry.name for entry in path.iterdir() if entry.name not in own and not entry.name.startswith(".partial-")]
+    if foreign:
+        raise UserError(f"{path} is no run folder and not empty (it holds {sorted(foreign)[0]}); choose another --out")
+
+
+def _free(env_id: str) -> pathlib.Path:
+    """The first `runs/ID-N` that is not taken."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in env_id)
+    number = 1
+    while (path := pathlib.Path("runs", f"{name}-{number}")).exists():
+        number += 1
+    return path
+
+
+@contextlib.contextmanager
+def _locked(run: Run) -> Iterator[None]:
+    """Holds the run's folder, so that no second process writes into it.
+
+    Raises:
+        UserError: another process holds it.
+        RunError: the folder cannot be made or written.
+    """
+    from rlplatform.training.checkpoints import failure
+
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run.path / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise failure(error, "the run", run.path, "nothing was changed") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run.path} is being trained by another process; wait for it, or choose another --out") from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,363 @@
+"""The training loop: collects one block while learning from the one before, and does what falls due in between."""
+
+import contextlib
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlplatform import devices, envs
+from rlplatform.agents import make_actor
+from rlplatform.agents.acting import split_weights
+from rlplatform.config import Config, to_dict, to_toml
+from rlplatform.envs.naming import Factory
+from rlplatform.errors import RunError
+from rlplatform.experience import Block
+from rlplatform.training import callbacks as callbacks_module
+from rlplatform.training import schedules
+from rlplatform.training.callbacks import Callback
+from rlplatform.training.collectors import Episode, HostCollector
+from rlplatform.training.evaluation import Evaluation, evaluate, greedy, record
+from rlplatform.training.learner import Learned, Learner
+from rlplatform.training.logs import Log
+from rlplatform.training.run import Best, Run, seed_networks
+
+Array = np.ndarray[Any, Any]
+CALIBRATION = 1_024  # observations kept beside the best policy
+
+
+class Outcome(NamedTuple):
+    """How a session of training ended."""
+
+    steps: int  # env steps of the run so far
+    updates: int
+    reason: str  # "finished", or why it stopped before its last step
+    signal: int  # the signal that stopped it, 0 for none
+    evaluation: Evaluation | None  # the newest one during training
+
+
+class Loop:
+    """One session of a run. It is also the `RunControl` that callbacks see.
+
+    The order of one round, the same for every run of the same configuration: block k is learned from in a thread of its own,
+    while block k + 1 is collected with the weights that learning from block k - 1 gave. Both are then waited for, so that
+    nothing depends on which was faster. Between rounds nothing runs, and logs, evaluations, callbacks and checkpoints see
+    one consistent state.
+
+    Args:
+        run: the run's folder and configuration; its spec is the environment's.
+        env: the training environments.
+        callbacks: called after those that the configuration names.
+        factory: makes the environments for evaluation, where they have no id.
+        resume: go on from the newest checkpoint.
+        progress: show a bar on standard error.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        env: Any,
+        *,
+        callbacks: Sequence[Callback] = (),
+        factory: Factory | None = None,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self._run, self._config, self._factory = run, run.config, factory
+        seed_networks(run.config.seed)
+        devices.make_deterministic()
+        self._learner = Learner(run.config, run.spec, devices.strategy(run.config.device))
+        online = self._learner.agent.online
+        self._collector = HostCollector(run.config, env, run.spec, make_actor(online))
+        self._greedy = make_actor(online)
+        self._callbacks = [*callbacks_module.from_config(run.config.callbacks), *callbacks]
+        self._checkpoints = run.checkpoints()
+        self._acting = self._learner.weights()  # what the next block is collected with
+        self._pending: Block | None = None  # the newest block, not yet learned from
+        self._learned_blocks = self._updates = 0
+        training, rows = run.config.training, run.config.agent.n_step + run.config.environment.frame_stack
+        # Blocks that are only stored: until `learning_starts`, and until a transition can be drawn.
+        self._stored_first = max(-(-training.learning_starts // self._block_size), -(-rows // run.config.block_steps)) - 1
+        self._episodes: deque[Episode] = deque(maxlen=100)
+        self._evaluation: Evaluation | None = None
+        self._evaluated_at = -1
+        self._reason, self._signal = "", 0
+        self.learning_rate_scale = 1.0
+        self._best_return = -math.inf
+        self._saved_step = -1
+        saved = self._checkpoints.restore() if resume else None
+        if saved is not None:
+            self._load_state(saved.variables, saved.host)
+            self._saved_step = saved.step
+        if resume and (best := run.best()) is not None:
+            self._best_return = best.mean_return
+        self.log = Log(run.path, run.config, append=resume, progress=progress)
+        if saved is not None:
+            self.log.truncate_after(self.step)
+        else:
+            self._describe()
+
+    # --- what callbacks see ---------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Env steps that have been learned from."""
+        return self._learned_blocks * self._block_size
+
+    @property
+    def updates(self) -> int:
+        """Gradient updates so far."""
+        return self._updates
+
+    def stop(self, reason: str) -> None:
+        """Ends the run after this round, with everything saved."""
+        self._reason = self._reason or reason
+
+    def save_network(self, path: pathlib.Path) -> None:
+        """Writes the online network as a `.keras` file or a SavedModel folder, after the path's ending."""
+        self._learner.agent.online.save(path)
+
+    # --- the rounds -----------------------------------------------------------------------------------------------
+
+    def train(self) -> Outcome:
+        """Rounds until the last step, a callback's stop or a signal.
+
+        Raises:
+            RunError: the run has diverged, or a file could not be written; the checkpoints are as they were.
+        """
+        try:
+            with self._stopping_on_signals(), ThreadPoolExecutor(1, thread_name_prefix="learner") as thread:
+                for callback in self._callbacks:
+                    callback.on_train_begin(self)
+                self._rounds(thread)
+                self._finish()
+        finally:
+            self.log.close()
+            self._collector.close()
+        return Outcome(self.step, self.updates, self._reason or "finished", self._signal, self._evaluation)
+
+    def _rounds(self, thread: ThreadPoolExecutor) -> None:
+        total = -(-self._config.training.total_steps // self._block_size)
+        if self._pending is None and self._learned_blocks < total:
+            self._pending = self._collect()
+            # What the round after this one acts with, as if the run had never paused here.
+            self._acting = self._learner.weights()
+        self._clock = (time.perf_counter(), self.step, self.updates)
+        while self._pending is not None and not self._reason:
+            learning = thread.submit(self._learn, self._pending)
+            following = self._collect() if self._learned_blocks + 1 < total else None
+            learned = learning.result()
+            before = self.step
+            self._learned_blocks += 1
+            if learned is not None:
+                self._updates += self._config.training.gradient_steps
+            if following is not None:
+                self._acting = learned.weights if learned is not None else self._learner.weights()
+            self._pending = following
+            self._between_rounds(before, learned)
+
+    def _collect(self) -> Block:
+        block, episodes = self._collector.collect(self._acting)
+        self._episodes.extend(episodes)
+        return block
+
+    def _learn(self, block: Block) -> Learned | None:
+        """In the learner's thread: learns from a block, or only stores it while learning has not started."""
+        if self._learned_blocks < self._stored_first:
+            self._learner.insert_block(block)
+            return None
+        return self._learner.learn_block(block, self._learning_rate())
+
+    def _learning_rate(self) -> float:
+        rate = schedules.value(self._config.optimizer.learning_rate, self.step, self._config.training.total_steps)
+        return rate * self.learning_rate_scale
+
+    @property
+    def _block_size(self) -> int:
+        return self._config.block_steps * self._config.environment.num_envs
+
+    # --- between two rounds ---------------------------------------------------------------------------------------
+
+    def _between_rounds(self, before: int, learned: Learned | None) -> None:
+        """Logs, evaluates, calls back and saves where the round has crossed the interval of each."""
+        if learned is not None and not math.isfinite(float(learned.metrics.loss)):
+            self._diverged("the loss is")
+        if self._crossed(before, self._config.logging.interval):
+            self._write_metrics(learned)
+        self.log.advance(self.step, self._postfix())
+        if self._crossed(before, self._config.evaluation.interval):
+            self._evaluate()
+        if self._crossed(before, self._config.checkpoint.interval):
+            self._save()
+
+    def _crossed(self, before: int, interval: int) -> bool:
+        return interval > 0 and self.step // interval > before // interval
+
+    def _finish(self) -> None:
+        """After the last round: a last evaluation unless a signal is waiting, and a checkpoint to go on from."""
+        if self._evaluated_at != self.step and not self._signal:
+            self._evaluate()
+        self._save()
+        for callback in self._callbacks:
+            callback.on_train_end(self)
+
+    def _write_metrics(self, learned: Learned | None) -> None:
+        now, (then, step, updates) = time.perf_counter(), self._clock
+        self._clock = (now, self.step, self.updates)
+        row = {
+            "train/epsilon": schedules.value(
+                self._config.exploration.epsilon, self.step, self._config.training.total_steps
+            ),
+            "train/learning_rate": self._learning_rate(),
+            "train/updates": float(self.updates),
+            "replay/fill": self._learner.replay.fill,
+            "speed/steps_per_second": (self.step - step) / max(now - then, 1e-9),
+            "speed/updates_per_second": (self.updates - updates) / max(now - then, 1e-9),
+        }
+        if self._episodes:
+            row["train/return"] = float(np.mean([episode.episode_return for episode in self._episodes]))
+            row["train/length"] = float(np.mean([episode.length for episode in self._episodes]))
+        if learned is not None:
+            metrics = learned.metrics
+            self._check_weights(learned.weights)
+            td_error, q = np.asarray(metrics.td_error), np.asarray(metrics.q)
+            row |= {
+                "train/loss": float(metrics.loss),
+                "train/gradient_norm": float(metrics.gradient_norm),
+                "train/td_error": float(np.abs(td_error).mean()),
+                "train/q": float(q.mean()),
+            }
+            if self._config.logging.histograms:
+                self.log.histogram("train/td_errors", self.step, td_error)
+                self.log.histogram("train/q_values", self.step, q)
+        self.log.scalars(self.step, row)
+        for callback in self._callbacks:
+            callback.on_log(self, row)
+
+    def _postfix(self) -> dict[str, float | str]:
+        postfix: dict[str, float | str] = {}
+        if self._episodes:
+            postfix["return"] = f"{self._episodes[-1].episode_return:.1f}"
+        if self._evaluation is not None:
+            postfix["eval"] = f"{self._evaluation.mean:.1f}"
+        return postfix
+
+    def _evaluate(self) -> None:
+        """Greedy episodes on the selection seeds; the best policy so far is kept."""
+        weights = self._learner.weights()
+        self._check_weights(weights)
+        self._greedy.load(weights)
+        environment, seed = self._config.environment, self._config.seed
+        seeds = envs.seeds(seed, self._config.evaluation.episodes, "selection")
+        result = evaluate(greedy(self._greedy), environment, seeds, factory=self._factory)
+        self._evaluation, self._evaluated_at = result, self.step
+        if result.mean >= self._best_return:
+            self._best_return = result.mean
+            network = self._learner.agent.online
+            self._run.save_best(
+                Best(self.step, result.mean, split_weights(network, weights)), self._learner.observations(CALIBRATION)
+            )
+        row = {
+            "eval/return": result.mean,
+            "eval/return_min": float(result.returns.min()),
+            "eval/length": float(result.lengths.mean()),
+            "eval/best_return": self._best_return,
+        }
+        self.log.scalars(self.step, row)
+        if self._config.evaluation.video:
+            frames, _, _ = record(greedy(self._greedy), environment, seeds[0], factory=self._factory)
+            self.log.images("eval/episode", self.step, frames)
+        for callback in self._callbacks:
+            callback.on_evaluation(self, result)
+
+    def _check_weights(self, weights: Array) -> None:
+        if not np.isfinite(weights).all():
+            self._diverged("weights are")
+
+    def _diverged(self, what: str) -> None:
+        safe = f"the checkpoint of step {self._saved_step} is kept" if self._saved_step >= 0 else "there is no checkpoint yet"
+        raise RunError(
+            f"training has diverged: {what} not finite at step {self.step}; {safe}; a smaller optimizer.learning_rate or "
+            "a reward of smaller size may help"
+        )
+
+    def _describe(self) -> None:
+        """What TensorBoard shows once for each run."""
+        self.log.text("config", to_toml(self._config))
+        self.log.hparams(_flat(to_dict(self._config)), ["eval/return", "eval/best_return", "train/return"])
+        self.log.graph(self._learner.agent.online)
+
+    # --- state, for checkpoints -----------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._check_weights(self._learner.weights())
+        host = {
+            "collector": self._collector.state(),
+            "pending": self._pending,
+            "acting": self._acting,
+            "learned_blocks": self._learned_blocks,
+            "updates": self._updates,
+            "stored_first": self._stored_first,
+            "learning_rate_scale": self.learning_rate_scale,
+            "episodes": list(self._episodes),
+            "evaluation": self._evaluation,
+            "evaluated_at": self._evaluated_at,
+            "callbacks": [callback.state() for callback in self._callbacks],
+        }
+        self._checkpoints.save(self.step, self._learner.state(self._config.checkpoint.replay), host)
+        self._saved_step = self.step
+
+    def _load_state(self, variables: dict[str, Array], host: dict[str, Any]) -> None:
+        self._learner.load_state(variables)
+        self._collector.load_state(host["collector"])
+        self._pending, self._acting = host["pending"], host["acting"]
+        self._learned_blocks, self._updates = host["learned_blocks"], host["updates"]
+        if self._config.checkpoint.replay:
+            self._stored_first = host["stored_first"]
+        else:  # the ring is empty again and must fill before it is drawn from
+            self._stored_first += self._learned_blocks
+        self.learning_rate_scale = host["learning_rate_scale"]
+        self._episodes.extend(host["episodes"])
+        self._evaluation, self._evaluated_at = host["evaluation"], host["evaluated_at"]
+        for callback, state in zip(self._callbacks, host["callbacks"], strict=False):
+            callback.load_state(state)
+
+    @contextlib.contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the round, saved; a second one ends the process as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: Any) -> None:
+            self._signal = number
+            self.stop(f"stopped by {signal.Signals(number).name}")
+            signal.signal(number, previous[number])
+
+        previous: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.getsignal(number)
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{path}{key}.")
+        else:
+            result[f"{path}{key}"] = value
+    return result
