@@ -5,7 +5,7 @@ training or TensorFlow may come in.
 """
 
 from rlplatform.envs.make import make, make_single
-from rlplatform.envs.naming import id_of, registered
+from rlplatform.envs.naming import Factory, id_of, registered
 from rlplatform.envs.seeding import reset, seeds
 from rlplatform.envs.serial import SerialVectorEnv
 from rlplatform.envs.snapshots import restore, snapshot
@@ -13,6 +13,7 @@ from rlplatform.envs.spaces import Spec, spec_of
 from rlplatform.envs.stack import Stack
 
 __all__ = [
+    "Factory",
     "SerialVectorEnv",
     "Spec",
     "Stack",

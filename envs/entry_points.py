@@ -51,7 +51,7 @@ def explained(name: str, entry_point: Any, kwargs: dict[str, Any]) -> Iterator[N
             unknown = next((key for key in kwargs if key not in takes), "")
             raise UserError(f"{name} takes no argument {unknown!r}; {nearest(unknown, takes)}") from error
         made = f"with {kwargs} " if kwargs else ""
-        raise UserError(f"{name} cannot be made {made}({type(error).__name__}: {error})") from error
+        raise UserError(f"{name} cannot be made {made}({type(error).__name__}: {_line(error)})") from error
 
 
 def _remedy(error: Exception) -> str:
@@ -61,4 +61,8 @@ def _remedy(error: Exception) -> str:
         return " && ".join(commands)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"pip install {error.name.partition('.')[0]}"
-    return str(error)
+    return _line(error)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -98,4 +98,6 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"{what} fails while loading: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{what} fails while loading: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error

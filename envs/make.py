@@ -192,9 +192,11 @@ def _registered(config: EnvironmentConfig, spec: EnvSpec, extra: dict[str, Any],
 
 def _call(config: EnvironmentConfig, target: Factory, extra: dict[str, Any], num_envs: int | None) -> Any:
     """What a user's class or function makes: an Env or a VectorEnv."""
+    name = _name(config, target)
+    if isinstance(target, gym.Env | gym.vector.VectorEnv):
+        raise UserError(f"{name} is an environment already; give what makes one: its class, or a function")
     takes = parameters(target)
     kwargs = {**config.kwargs, **extra}
-    name = _name(config, target)
     if "render_mode" in extra and not {"render_mode", "**"} & takes:
         raise UserError(f"{name} takes no `render_mode` parameter, and a video needs one that accepts 'rgb_array'")
     if num_envs is not None and "num_envs" in takes and not (isinstance(target, type) and issubclass(target, gym.Env)):

@@ -146,10 +146,12 @@ def _import(module: str) -> ModuleType:
         if error.name == head and ((here / f"{head}.py").exists() or (here / head).is_dir()):
             add_to_path(here)
             importlib.invalidate_caches()
-            with explained(module):
+            with explained(f"module {module!r}"):
                 return importlib.import_module(module)
         if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
             raise UserError(f"there is no module {module!r} to import; it must be installed or lie in {here}") from None
-        raise UserError(f"module {module!r} cannot be imported: {error}") from error
-    except Exception as error:
-        raise UserError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+        with explained(f"module {module!r}"):
+            raise
+    except Exception:
+        with explained(f"module {module!r}"):
+            raise

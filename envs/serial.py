@@ -28,23 +28,19 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     """
 
     def __init__(self, makers: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
-        self.envs = [maker() for maker in makers]
-        self.num_envs = len(self.envs)
+        self.envs: list[gym.Env[Any, Any]] = []
+        self.num_envs = len(makers)
+        try:
+            self.envs.extend(maker() for maker in makers)
+            self._check()
+        except Exception:
+            self.close_extras()
+            raise
         first = self.envs[0]
         self.spec = first.spec
         self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
         self.render_mode = first.render_mode
         self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
-        for index, env in enumerate(self.envs):
-            if (env.observation_space, env.action_space) != (first.observation_space, first.action_space):
-                raise UserError(
-                    f"environment {index} differs in its spaces from environment 0: {env.observation_space} and "
-                    f"{env.action_space}, not {first.observation_space} and {first.action_space}"
-                )
-        if len({id(env.unwrapped) for env in self.envs}) < self.num_envs:
-            raise UserError(
-                f"{first} is handed out more than once; what makes environments must make a new one at each call"
-            )
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._shape = (self.num_envs, *(self.single_observation_space.shape or ()))
@@ -123,6 +119,20 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         values = values if isinstance(values, list | tuple) else [values] * self.num_envs
         for env, value in zip(self.envs, values, strict=True):
             env.set_wrapper_attr(name, value)
+
+    def _check(self) -> None:
+        """Refuses environments that do not go together."""
+        first = self.envs[0]
+        for index, env in enumerate(self.envs):
+            if (env.observation_space, env.action_space) != (first.observation_space, first.action_space):
+                raise UserError(
+                    f"environment {index} differs in its spaces from environment 0: {env.observation_space} and "
+                    f"{env.action_space}, not {first.observation_space} and {first.action_space}"
+                )
+        if len({id(env.unwrapped) for env in self.envs}) < self.num_envs:
+            raise UserError(
+                f"{first} is handed out more than once; what makes environments must make a new one at each call"
+            )
 
     def _fitting(self, observation: Any) -> Any:
         """`observation`, if its shape and dtype are those of the space: assigning it would silently change them."""

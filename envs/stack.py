@@ -34,7 +34,11 @@ class Stack:
         """
         frame = np.array(observation, self._dtype).reshape(self._frame_shape)
         if self._frame_stack > 1:
-            frame = np.concatenate((self._frames[..., frame.shape[-1] :], frame), axis=-1)
+            last = frame.shape[-1]
+            frames = np.empty_like(self._frames)
+            frames.reshape(-1)[:-last] = self._frames.reshape(-1)[last:]  # one copy moves every frame one place on
+            frames[..., -last:] = frame
+            frame = frames
         self._frames = frame
 
     def reset(self, mask: NDArray[np.bool_], observation: NDArray[Any]) -> None:
@@ -44,6 +48,8 @@ class Stack:
             mask: `[N]`, true where an episode begins.
             observation: `[N, O...]`; only the rows under `mask` are used.
         """
+        if not mask.any():
+            return
         frame = np.array(observation, self._dtype).reshape(self._frame_shape)
         frames = self._frames.copy()
         frames[mask] = np.concatenate([frame[mask]] * self._frame_stack, axis=-1)

@@ -19,6 +19,7 @@ from rlplatform.envs import probes
 from rlplatform.envs.make import NATIVE_FROM
 from rlplatform.errors import UserError
 
+ONLY_VECTOR = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
 COUNTING = "rlplatform.envs.probes:Counting"
 
 
@@ -115,7 +116,7 @@ def test_processes_of_their_own_give_the_same_and_outlive_ctrl_c() -> None:
         serial = envs.make(EnvironmentConfig(id=COUNTING, num_envs=2, kwargs={"lengths": [2, 3]}))
         assert_array_equal(envs.reset(env, [4, 7])[0], envs.reset(serial, [4, 7])[0])
         for process in env.processes:
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGINT)  # type: ignore[arg-type]
         for step in range(8):
             for ours, theirs in zip(env.step(np.full(2, step % 3)), serial.step(np.full(2, step % 3)), strict=True):
                 assert_array_equal(ours, theirs)
@@ -214,8 +215,7 @@ def test_one_of_a_vector_environment_lives_as_a_single_one_does(mode: AutoresetM
 
 
 def test_an_id_that_is_registered_as_a_vector_only_works_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gym.registry, "OnlyVector-v0", gym.registry["CartPole-v1"])
-    spec = gym.envs.registration.EnvSpec("OnlyVector-v0", max_episode_steps=3, vector_entry_point=CartPoleVectorEnv)
+    spec = gym.envs.registration.EnvSpec("OnlyVector-v0", max_episode_steps=3, vector_entry_point=ONLY_VECTOR)
     monkeypatch.setitem(gym.registry, "OnlyVector-v0", spec)
     assert lengths_of_episodes(envs.make(EnvironmentConfig(id="OnlyVector-v0", num_envs=2)), 12) == {3}
     env = envs.make_single(EnvironmentConfig(id="OnlyVector-v0", num_envs=2))
@@ -244,6 +244,7 @@ def silent() -> gym.vector.VectorEnv[Any, Any, Any]:
         (fixed, {"num_envs": 4, "vectorization": "async"}, "must be 'auto', not 'async'"),
         (fixed, {"num_envs": 4, "max_episode_steps": 5}, "without a `max_episode_steps` parameter"),
         (silent, {"num_envs": 4}, r"set metadata\['autoreset_mode'\]"),
+        (probes.Counting(), {}, "mine is an environment already; give what makes one"),
         (lambda: 3, {}, "makes a int; it must make a gymnasium.Env"),
         (lambda: gym.Env(), {}, "is not a Gymnasium environment: .*action space"),
     ],

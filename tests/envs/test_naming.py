@@ -186,7 +186,7 @@ def test_a_file_is_loaded_once_and_again_when_it_has_changed(folder: pathlib.Pat
     write(path, MY_ENV + "\n    CHANGED = True\n")
     changed = naming.find("my_env.py:MyEnv")
     assert changed is not first
-    assert sys.modules[changed.__module__].CHANGED  # type: ignore[union-attr]
+    assert sys.modules[changed.__module__].CHANGED
 
 
 def test_files_of_the_same_name_do_not_get_mixed_up(folder: pathlib.Path) -> None:

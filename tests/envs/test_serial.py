@@ -28,7 +28,7 @@ class Informing(gym.Wrapper[Any, Any, Any, Any]):
         return *rest, {"action": int(action), "place": place, "deep": {"sum": float(place.sum())}} if action else {}
 
 
-MAKERS = {
+MAKERS: dict[str, Any] = {
     "CartPole": partial(gym.make, "CartPole-v1", max_episode_steps=15),
     "Acrobot": partial(gym.make, "Acrobot-v1", max_episode_steps=7),
     "counting": partial(probes.Counting, lengths=(1, 4, 2), ends=("terminated", "truncated", "both")),
@@ -141,6 +141,26 @@ def test_fractions_in_a_uint8_space_are_refused_and_not_cut_off() -> None:
 def test_environments_with_different_spaces_are_refused() -> None:
     with pytest.raises(UserError, match="environment 1 differs"):
         SerialVectorEnv([probes.Counting, partial(probes.Counting, num_actions=5)])
+
+
+def test_environments_are_closed_when_a_later_one_fails() -> None:
+    closed = []
+
+    class Watched(probes.Counting):
+        def close(self) -> None:
+            closed.append(self.num_made)
+
+        def __init__(self) -> None:
+            super().__init__()
+            Watched.num_made += 1
+            if Watched.num_made == 3:
+                raise RuntimeError("no licence left")
+
+        num_made = 0
+
+    with pytest.raises(RuntimeError, match="no licence left"):
+        SerialVectorEnv([Watched] * 4)
+    assert len(closed) == 2
 
 
 def test_one_environment_handed_out_twice_is_refused() -> None:

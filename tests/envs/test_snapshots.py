@@ -79,8 +79,8 @@ def test_environments_in_other_processes_cannot_be_saved() -> None:
 
 def test_an_environment_that_holds_what_cannot_be_pickled_cannot_be_saved() -> None:
     def locked() -> gym.Env[Any, Any]:
-        env: Any = probes.Counting()
-        env.lock = threading.Lock()
+        env = probes.Counting()
+        vars(env)["lock"] = threading.Lock()
         return env
 
     assert envs.snapshot(envs.make(EnvironmentConfig(id="locked"), factory=locked)) is None
@@ -107,8 +107,8 @@ def test_an_environment_of_a_callable_without_a_name_can_be_saved() -> None:
         class Local(probes.Counting):
             pass
 
-        env: Any = Local(lengths=(2, 3))
-        env.reward_of = lambda *numbers: float(sum(numbers))
+        env = Local(lengths=(2, 3))
+        vars(env)["reward_of"] = lambda *numbers: float(sum(numbers))
         return env
 
     env = envs.make(EnvironmentConfig(id="<local>", num_envs=2), factory=local)

@@ -71,7 +71,7 @@ def test_other_spaces_are_refused_with_what_is_supported(
 
 
 def test_a_box_of_objects_is_refused() -> None:
-    box = spaces.Box(0, 1, (2,))
+    box: Any = spaces.Box(0, 1, (2,))
     box.dtype = np.dtype(object)
     with pytest.raises(UserError, match="dtype object"):
         envs.spec_of(Shell(box, spaces.Discrete(2)))
