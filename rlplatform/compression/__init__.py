@@ -4,5 +4,6 @@ Knows networks and files. Nothing of the command line and of how a bundle is lai
 """
 
 from rlplatform.compression.canonical import Canonical, canonical
+from rlplatform.compression.conversion import Files, Scaling, convert
 
-__all__ = ["Canonical", "canonical"]
+__all__ = ["Canonical", "Files", "Scaling", "canonical", "convert"]

@@ -11,7 +11,7 @@ import tf_keras as keras
 
 from rlplatform.agents.networks import Dueling
 from rlplatform.compression import chain
-from rlplatform.compression.chain import Flat, Link
+from rlplatform.compression.chain import Link
 from rlplatform.compression.dead_units import remove_dead_units
 
 Array = np.ndarray[Any, Any]
@@ -67,13 +67,13 @@ def canonical(model: Any, greedy: bool = True) -> Canonical:
     uint8 = model.inputs[0].dtype == "uint8"
     rescaling = chain.rescaling_at_start(model, producers)
     if rescaling is not None and start is rescaling.output and _fold_rescaling(rescaling, links):
-        folds.append(f"folded the scaling by {float(rescaling.scale):.4g} into {_first(links).name!r}")
+        folds.append(f"folded the scaling by {float(rescaling.scale):.4g} into {chain.first(links).name!r}")
         start, rescaling = model.input, None
     if start is not model.input and (rescaling is None or start is not rescaling.output):
         folds.append(f"kept the layers up to {producers[id(start)].name!r} as they were")
     whole = start is model.input  # Then the first link sees the observation itself.
     folds += remove_dead_units(links, inputs_are_positive=whole and uint8)
-    return Canonical(_build(model, rescaling, start, links), tuple(folds), centred=greedy)
+    return Canonical(chain.build(model, rescaling, start, links), tuple(folds), centred=greedy)
 
 
 def _read_head(model: Any, producers: dict[int, Any], greedy: bool, folds: list[str]) -> _Head | None:
@@ -120,30 +120,12 @@ def _merge(value: Any, advantage: Any, producers: dict[int, Any], folds: list[st
     return features
 
 
-def _first(links: list[Any]) -> Link:
-    return next(link for link in links if isinstance(link, Link))
-
-
 def _fold_rescaling(rescaling: Any, links: list[Any]) -> bool:
     """Multiplies the first linear layer by the scale, in place; false where an offset meets padding with zeros."""
-    first, scale, offset = _first(links), float(rescaling.scale), float(rescaling.offset)
+    first, scale, offset = chain.first(links), float(rescaling.scale), float(rescaling.offset)
     if offset and first.kind == "conv" and first.settings["padding"] != "valid":
         return False
     axes = tuple(range(first.kernel.ndim - 1))
     first.bias = first.bias + offset * first.kernel.sum(axis=axes)
     first.kernel = first.kernel * scale
     return True
-
-
-def _build(model: Any, rescaling: Any | None, start: Any, links: list[Link | Flat]) -> Any:
-    """The functional model: input, scaling if it stayed, layers that stayed, links."""
-    observation = keras.Input(shape=model.input_shape[1:], dtype="float32", name="observation")
-    source, features = model.input, observation
-    if rescaling is not None:
-        features = keras.layers.Rescaling(rescaling.scale, rescaling.offset, name="rescale")(features)
-        source = rescaling.output
-    if start is not source:
-        features = keras.Model(source, start, name="kept")(features)
-    for link in links:
-        features = link.apply(features)
-    return keras.Model(observation, features, name="canonical")

@@ -100,6 +100,52 @@ def rescaling_at_start(model: Any, producers: dict[int, Any]) -> Any | None:
     return found if found is not None and np.ndim(found.scale) == np.ndim(found.offset) == 0 else None
 
 
+def first(links: list[Link | Flat]) -> Link:
+    """The first link with weights."""
+    return next(link for link in links if isinstance(link, Link))
+
+
+def build(model: Any, rescaling: Any | None, start: Any, links: list[Link | Flat]) -> Any:
+    """A functional model on float32 observations of the shape that `model` takes.
+
+    Args:
+        model: where the layers that stay come from.
+        rescaling: the Rescaling at its start, if it stays.
+        start: the tensor in `model` up to which its layers stay.
+        links: what comes after `start`.
+    """
+    observation = keras.Input(shape=model.input_shape[1:], dtype="float32", name="observation")
+    source, features = model.input, observation
+    if rescaling is not None:
+        features = keras.layers.Rescaling(rescaling.scale, rescaling.offset, name="rescale")(features)
+        source = rescaling.output
+    if start is not source:
+        features = keras.Model(source, start, name="kept")(features)
+    for link in links:
+        features = link.apply(features)
+    return keras.Model(observation, features, name="canonical")
+
+
+def scale_inputs(model: Any, offset: Array, multiplier: Array) -> Any | None:
+    """The same network for inputs `(observation - offset) * multiplier`, which its first Dense undoes.
+
+    Args:
+        model: from `build`.
+        offset: `[O...]`.
+        multiplier: `[O...]`, not zero.
+
+    Returns:
+        The model, or None where the first layer is no Dense.
+    """
+    start, links = read(model.output, producers(model))
+    if start is not model.input or first(links).kind != "dense":
+        return None
+    link = first(links)
+    link.bias = link.bias + offset.astype(np.float64).ravel() @ link.kernel
+    link.kernel = link.kernel / multiplier.astype(np.float64).ravel()[:, None]
+    return build(model, None, start, links)
+
+
 def _link(layer: Any) -> Link | Flat | None:
     if is_plain_dense(layer):
         return Link("dense", layer.name, *weights(layer), layer.activation)

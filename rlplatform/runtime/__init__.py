@@ -5,6 +5,7 @@ Nothing of ours and no TensorFlow may be imported here; the folder works when it
 
 from .errors import BundleError, ObservationError
 from .frames import FrameStack
+from .graph import open_graph
 from .manifest import FORMAT_VERSION, MANIFEST, digest, read_file, read_manifest
 from .policy import Policy
 
@@ -16,6 +17,7 @@ __all__ = [
     "ObservationError",
     "Policy",
     "digest",
+    "open_graph",
     "read_file",
     "read_manifest",
 ]

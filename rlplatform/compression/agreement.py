@@ -1,0 +1,91 @@
+"""How often a file acts as its network, by how sure the network is. Pure functions of arrays."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+CLEAR = 2.0  # A gap of more than this many steps is one that int8 should see.
+EDGES = (1.0, 2.0, 4.0, 8.0)  # Of the bins, in steps.
+
+
+class Bin(NamedTuple):
+    """States whose gap lies between two bounds."""
+
+    low: float
+    high: float | None  # None: no upper bound
+    states: int
+    agreement: float | None  # None where there is no state
+
+
+class Agreement(NamedTuple):
+    """Equality of greedy actions over a set of states.
+
+    Attributes:
+        states: how many.
+        overall: share of all states.
+        clear_states: how many have a gap of more than `CLEAR` steps.
+        clear: share of those; of all states if there is none.
+        tied: share of the clear states whose two best values the file cannot tell apart: its range ends below them.
+        slope: the file's values against the network's, centred, by least squares: 1 when they mean the same.
+        bins: by gap.
+    """
+
+    states: int
+    overall: float
+    clear_states: int
+    clear: float
+    tied: float
+    slope: float
+    bins: tuple[Bin, ...]
+
+
+def gaps(q: Array) -> Array:
+    """`[N]`: the best value less the second best of `[N, A]`; infinite where there is one action."""
+    if q.shape[1] < 2:
+        return np.full(len(q), np.inf)
+    best = np.partition(q, -2, axis=1)
+    return best[:, -1] - best[:, -2]  # type: ignore[no-any-return]
+
+
+def centred(q: Array) -> Array:
+    """`[N, A]` float64: each row less its mean, which is all that a greedy policy sees."""
+    q = q.astype(np.float64)
+    return q - q.mean(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def step_of(q: Array, q_step: float) -> float:
+    """One step of int8 in units of value: the file's own, or 1/255 of the range of `[N, A]` where values are float."""
+    return q_step if q_step > 0 else float(np.ptp(centred(q))) / 255.0
+
+
+def measure(expected: Array, given: Array, step: float) -> Agreement:
+    """Compares a file with its network.
+
+    Args:
+        expected: `[N, A]`, the network's values.
+        given: `[N, A]`, the file's.
+        step: one int8 step, in units of value.
+    """
+    gap = gaps(expected) / step if step > 0 else np.where(gaps(expected) > 0, np.inf, 0.0)
+    same = expected.argmax(axis=1) == given.argmax(axis=1)
+    clear = gap > CLEAR
+    bounds = [0.0, *EDGES, np.inf]
+    bins = []
+    for low, high in itertools.pairwise(bounds):
+        within = (gap >= low) & (gap < high) if np.isfinite(high) else gap >= low
+        share = float(same[within].mean()) if within.any() else None
+        bins.append(Bin(low, float(high) if np.isfinite(high) else None, int(within.sum()), share))
+    network, file = centred(expected), centred(given)
+    energy = float((network * network).sum())
+    return Agreement(
+        states=len(same),
+        overall=float(same.mean()),
+        clear_states=int(clear.sum()),
+        clear=float(same[clear].mean() if clear.any() else same.mean()),
+        tied=float((gaps(given)[clear] <= 0).mean()) if clear.any() else 0.0,
+        slope=float((network * file).sum() / energy) if energy > 0 else 1.0,
+        bins=tuple(bins),
+    )

@@ -1,0 +1,197 @@
+"""From a canonical network to .tflite files, in a process of its own: float32, and int8 after training."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from rlplatform.compression import agreement, chain, inspection, worker
+from rlplatform.errors import RunError, UserError
+from rlplatform.runtime import open_graph
+
+Array = np.ndarray[Any, Any]
+Target = Literal["cpu", "mcu"]
+Quantisation = Literal["auto", "dynamic", "static"]
+
+TARGETS = ("cpu", "mcu")
+SMALL = 50_000  # Below this many parameters, a scale for each unit of a Dense costs more bytes than it is worth.
+WORTHWHILE = 0.9  # Static int8 for a CPU must be this much smaller than dynamic int8 to be taken for it.
+AS_GOOD = 0.005  # And agree with the network almost as often: this much less at most.
+ENOUGH = 0.99  # And always where the network's choice is clear: the gate of the verification.
+
+
+class Scaling(NamedTuple):
+    """An int8 file takes `(observation - offset) * multiplier`, feature by feature: `[O...]` float32 each."""
+
+    offset: Array
+    multiplier: Array
+
+
+class Files(NamedTuple):
+    """What a conversion gives.
+
+    Attributes:
+        float_file: float32, signature `act`: `observation [1, O...]` to `action [1]` int32 and `q [1, A]` float32.
+        int8_file: for `cpu` the same signature over int8 weights; for `mcu`, int8 in and out, and no `action`: the
+            greatest of the int8 values is the action.
+        scaling: what is done to an observation before it enters the `mcu` file; None for images and for `cpu`.
+        quantisation: how the int8 file came about, in words and numbers.
+    """
+
+    float_file: bytes
+    int8_file: bytes
+    scaling: Scaling | None
+    quantisation: dict[str, Any]
+
+
+def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation: Quantisation = "auto") -> Files:
+    """Converts a canonical network.
+
+    For `cpu`, `auto` takes dynamic int8 (int8 weights, float activations, no calibration), unless static int8 is
+    clearly smaller and as faithful, which happens for networks whose layers are too small for the converter's dynamic
+    quantiser. For `mcu`, int8 is always static, in and out. Ranges are the true minima and maxima over `calibration`.
+
+    Args:
+        model: `[B, O...]` float32 to `[B, A]`, from `canonical`.
+        calibration: `[N, O...]` observations as the environment gives them, uint8 or float32, which the files take.
+        target: what the int8 file is for.
+        quantisation: how to make it.
+
+    Raises:
+        UserError: the target is unknown, or dynamic int8 is asked for a microcontroller.
+        RunError: the converter failed.
+    """
+    if target not in TARGETS:
+        raise UserError(f"unknown target {target!r}; choices: {', '.join(TARGETS)}")
+    if target == "mcu" and quantisation == "dynamic":
+        raise UserError("dynamic int8 does not run on microcontrollers; for the target mcu, quantisation is static")
+    observation_dtype = calibration.dtype.name
+    scaling = _input_scaling(calibration) if target == "mcu" and observation_dtype == "float32" else None
+    scaled_model = None if scaling is None else chain.scale_inputs(model, *scaling)
+    if scaled_model is None:
+        scaling = None
+    per_channel = model.count_params() >= SMALL
+    integer = "int8" if target == "mcu" else "uint8" if observation_dtype == "uint8" else "float32"
+    static = {
+        "mode": "static",
+        "saved_model": "static",
+        "output": "static.tflite",
+        "input": integer,
+        "output_type": "int8" if target == "mcu" else "float32",
+        "per_channel": per_channel,
+    }
+    jobs = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
+    if target == "cpu" and quantisation != "static":
+        jobs.append({"mode": "dynamic", "saved_model": "float", "output": "dynamic.tflite"})
+    if target == "mcu" or quantisation != "dynamic":
+        jobs.append(static)
+    with tempfile.TemporaryDirectory(prefix="rlplatform-") as name:
+        folder = pathlib.Path(name)
+        save(model, observation_dtype, folder / "float")
+        save(scaled_model or model, "float32", folder / "static", action=target == "cpu")
+        np.save(folder / "calibration.npy", _representative(calibration, scaling))
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        _run(folder)
+        made = {job["mode"]: (folder / str(job["output"])).read_bytes() for job in jobs}
+    method, reason = _choose(made, model, calibration)
+    contents = inspection.read(made[method])
+    details = {
+        "method": method,
+        "reason": reason,
+        "target": target,
+        "weights": contents.weights,
+        "operators": list(contents.operators),
+        "q_step": contents.q_step,
+        "calibration_observations": len(calibration) if method == "static" else 0,
+    }
+    if method == "static":
+        details["dense_scales"] = "per unit" if per_channel else "per layer"
+    return Files(made["float"], made[method], scaling, details)
+
+
+def save(model: Any, observation_dtype: str, path: pathlib.Path, *, action: bool = True, batch: int | None = 1) -> None:
+    """Writes a SavedModel with the signature `act`.
+
+    Args:
+        model: `[B, O...]` to `[B, A]`.
+        observation_dtype: what `act` takes; it is cast to what the network takes.
+        path: the folder to write.
+        action: whether `act` gives `action [B]` int32 beside `q [B, A]`.
+        batch: B, or None for any.
+    """
+    specification = tf.TensorSpec((batch, *model.input_shape[1:]), observation_dtype, name="observation")
+
+    def act(observation: Any) -> dict[str, Any]:
+        q = model(tf.cast(observation, model.inputs[0].dtype), training=False)
+        return {"action": tf.argmax(q, axis=1, output_type=tf.int32), "q": q} if action else {"q": q}
+
+    module = tf.Module()
+    module.network = model  # Its variables are saved with it.
+    module.act = tf.function(act, input_signature=[specification], autograph=False)
+    tf.saved_model.save(module, str(path), signatures={"act": module.act})
+
+
+def _run(folder: pathlib.Path) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-P", str(worker.__file__), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return
+    reason = folder / "error.txt"
+    lines = [reason.read_text()] if reason.exists() else [line for line in done.stderr.splitlines() if line.strip()]
+    raise RunError(f"the conversion to LiteRT failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
+
+
+def _choose(made: dict[str, bytes], model: Any, calibration: Array) -> tuple[str, str]:
+    """Which int8 file to keep, and the sentence that says why."""
+    if "dynamic" not in made:
+        return "static", "int8 weights and activations, with ranges from calibration"
+    nothing = "int8" not in inspection.read(made["dynamic"]).weights
+    dynamic = (
+        "no layer has the 1,024 weights from which on dynamic int8 changes it: all of it is float32"
+        if nothing
+        else "int8 weights in layers of at least 1,024 weights; float activations"
+    )
+    if "static" not in made or len(made["static"]) > WORTHWHILE * len(made["dynamic"]):
+        return "dynamic", dynamic
+    expected = model(tf.cast(calibration, "float32"), training=False).numpy()
+    found = {mode: _agreement(made[mode], calibration, expected) for mode in ("dynamic", "static")}
+    as_good = found["static"].overall >= found["dynamic"].overall - AS_GOOD
+    if found["static"].clear >= ENOUGH and (nothing or as_good):
+        return "static", "int8 weights and activations: smaller than dynamic int8 here, and faithful"
+    return "dynamic", f"{dynamic}; static int8 would be smaller, but takes the network's action in only " + (
+        f"{found['static'].overall:.1%} of {len(calibration)} states"
+    )
+
+
+def _agreement(content: bytes, observations: Array, expected: Array) -> agreement.Agreement:
+    graph = open_graph(content, "the converted file")
+    given = np.empty_like(expected)
+    for row, observation in enumerate(observations):
+        graph.write(graph.observation.index, observation[None])
+        graph.invoke()
+        given[row] = graph.read(graph.q.index, 0)[0]
+    return agreement.measure(expected, given, agreement.step_of(expected, inspection.read(content).q_step))
+
+
+def _input_scaling(calibration: Array) -> Scaling:
+    """Brings every feature to [-1, 1]: they share one int8 scale, and their own ranges may differ a hundredfold."""
+    low, high = calibration.min(axis=0), calibration.max(axis=0)
+    half = np.where(high > low, (high - low) / 2, 1.0)
+    return Scaling(((low + high) / 2).astype(np.float32), (1.0 / half).astype(np.float32))
+
+
+def _representative(calibration: Array, scaling: Scaling | None) -> Array:
+    """`[N, O...]` float32 as the static file's network sees them; bytes span 0 to 255, so that one step is one."""
+    seen = calibration.astype(np.float32)
+    if scaling is not None:
+        return (seen - scaling.offset) * scaling.multiplier
+    if calibration.dtype == np.uint8:
+        seen[0].flat[0], seen[0].flat[-1] = 0.0, 255.0
+    return seen

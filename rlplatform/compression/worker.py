@@ -1,0 +1,60 @@
+"""The process that runs TensorFlow's converter: started with a folder, never imported.
+
+Every `convert()` keeps about 22 MB for good, and the converter writes notes to standard output from C++; both end with
+this process. The folder holds `jobs.json`, the SavedModels that it names and `calibration.npy`; each job leaves a file.
+Where one fails, `error.txt` has the sentence.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+def main(folder: pathlib.Path) -> int:
+    """Runs the jobs of a folder; the exit code of the process."""
+    try:
+        import numpy as np
+        import tensorflow as tf
+
+        calibration = np.load(folder / "calibration.npy", mmap_mode="r")
+        for job in json.loads((folder / "jobs.json").read_text()):
+            (folder / job["output"]).write_bytes(convert(tf, folder / job["saved_model"], job, calibration))
+    except Exception as error:  # Whatever the converter raises, the parent tells it.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        (folder / "error.txt").write_text(lines[-1] if lines else type(error).__name__)
+        return 1
+    return 0
+
+
+def convert(tf: Any, saved_model: pathlib.Path, job: dict[str, Any], calibration: Any) -> bytes:
+    """One file.
+
+    Args:
+        tf: TensorFlow.
+        saved_model: its signature `act` takes `observation`.
+        job: `mode` is float, dynamic or static; static jobs have `input` and `output_type` (TensorFlow dtypes' names)
+            and `per_channel`, whether each unit of a Dense has a scale of its own.
+        calibration: `[N, O...]` float32 observations, for static jobs.
+    """
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["act"])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if job["mode"] != "float":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if job["mode"] == "static":
+
+        def observations() -> Iterator[dict[str, Any]]:
+            for observation in calibration:
+                yield {"observation": observation[None]}
+
+        converter.representative_dataset = observations
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = getattr(tf, job["input"])
+        converter.inference_output_type = getattr(tf, job["output_type"])
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = not job["per_channel"]
+    return converter.convert()  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    sys.exit(main(pathlib.Path(sys.argv[1])))

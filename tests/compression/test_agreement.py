@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from rlplatform.compression import agreement
+
+EXPECTED = np.array([[0.0, 1.0], [3.0, 0.0], [0.0, 20.0], [0.5, 0.0], [0.0, 9.0]])  # gaps 1, 3, 20, 0.5, 9
+
+
+def test_agreement_is_counted_by_gap_in_steps():
+    given = EXPECTED.copy()
+    given[0] = [1.0, 0.0]  # another action where the gap is one step
+    given[2] = [20.0, 0.0]  # and where it is 20
+    measured = agreement.measure(EXPECTED, given, step=1.0)
+    assert measured.states == 5
+    assert measured.overall == pytest.approx(3 / 5)
+    assert measured.clear_states == 3
+    assert measured.clear == pytest.approx(2 / 3)
+    found = [(bin.low, bin.high, bin.states, bin.agreement) for bin in measured.bins]
+    assert found == [(0, 1, 1, 1.0), (1, 2, 1, 0.0), (2, 4, 1, 1.0), (4, 8, 0, None), (8, None, 2, 0.5)]
+
+
+def test_values_that_end_at_the_same_number_are_tied():
+    given = np.minimum(EXPECTED, 0.0)
+    measured = agreement.measure(EXPECTED, given, step=1.0)
+    assert measured.tied == 1.0
+    assert agreement.measure(EXPECTED, EXPECTED, step=1.0).tied == 0.0
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.1, 10.0])
+def test_the_slope_tells_the_scale_of_the_values_and_ignores_their_offset(factor):
+    measured = agreement.measure(EXPECTED, factor * EXPECTED + 5.0, step=1.0)
+    assert measured.slope == pytest.approx(factor)
+
+
+def test_without_any_clear_state_all_states_count():
+    measured = agreement.measure(EXPECTED, EXPECTED[:, ::-1], step=100.0)
+    assert measured.clear_states == 0
+    assert measured.clear == 0.0
+
+
+def test_a_step_is_the_files_own_or_a_255th_of_the_centred_range():
+    q = np.array([[100.0, 101.0], [100.0, 151.0]])  # centred: from -25.5 to 25.5
+    assert agreement.step_of(q, 0.25) == 0.25
+    assert agreement.step_of(q, 0.0) == pytest.approx(51.0 / 255.0)
+
+
+def test_one_action_is_always_agreed_on():
+    q = np.zeros((3, 1))
+    measured = agreement.measure(q, q, step=agreement.step_of(q, 0.0))
+    assert (measured.overall, measured.clear) == (1.0, 1.0)
