@@ -53,7 +53,7 @@ def values(schedule: Schedule, steps: NDArray[np.integer], total_steps: int) -> 
         return np.array(schedule.values, np.float32)[np.searchsorted(schedule.boundaries, done, side="right")]
     if schedule.fraction == 0.0:
         return np.full(np.shape(steps), schedule.end, np.float32)
-    start, end, moved = schedule.start, schedule.end, np.clip(done / schedule.fraction, 0.0, 1.0)
+    start, end, moved = schedule.start, schedule.end, np.clip(done, 0.0, schedule.fraction) / schedule.fraction
     if schedule.kind == "linear":
         result = start * (1.0 - moved) + end * moved
     elif schedule.kind == "exponential":
