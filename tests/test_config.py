@@ -289,6 +289,33 @@ def test_a_copy_changes_what_is_named_and_nothing_else():
     assert first.replace(environment=EnvironmentConfig(id="Y-v0", num_envs=2)).environment.num_envs == 2
 
 
+def test_a_configuration_is_changed_in_the_ways_of_a_new_one():
+    first = Config().replace(environment={"id": "X-v0"}, exploration={"epsilon": 0.5})
+    changed = config.change(
+        first, ["exploration.epsilon.kind=linear", "seed=3"], training={"total_steps": 9}, seed=None
+    )
+    assert changed == first.replace(
+        seed=3, training={"total_steps": 9}, exploration={"epsilon": Schedule(kind="linear", start=0.5)}
+    )
+    with pytest.raises(UserError, match="unknown key 'sed'; did you mean 'seed'"):
+        config.change(first, ["sed=3"])
+
+
+def test_the_keys_that_differ_are_named_in_order():
+    first = Config().replace(environment={"id": "X-v0", "kwargs": {"a": 1}})
+    second = first.replace(seed=1, environment={"kwargs": {"a": 2, "b": 3}}, exploration={"epsilon": {"end": 0.01}})
+    assert config.differences(first, first) == []
+    assert config.differences(first, second) == [
+        "environment.kwargs.a",
+        "environment.kwargs.b",
+        "exploration.epsilon.end",
+        "seed",
+    ]
+    assert config.differences(first, second) == config.differences(second, first)
+    constant_one = first.replace(exploration={"epsilon": 1.0})
+    assert "exploration.epsilon" in config.differences(first, constant_one)
+
+
 def test_a_copy_is_checked_like_any_other():
     with pytest.raises(UserError, match=r"environment\.num_envs must be between 1 and 4096; got -1"):
         Config().replace(environment=EnvironmentConfig(num_envs=-1))
