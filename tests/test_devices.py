@@ -19,6 +19,11 @@ def place_of_a_variable(strategy):
         return tf.Variable(1.0).device
 
 
+def output_of(program):
+    """What a program of its own prints: what it sets cannot be set back."""
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+
 def test_the_cpu_is_taken_when_asked_for():
     assert "CPU:0" in place_of_a_variable(devices.strategy("cpu"))
 
@@ -57,7 +62,20 @@ def test_the_tests_see_two_logical_cpus():
     assert len(tf.config.list_logical_devices("CPU")) == 2
 
 
-PROGRAM = """
+LIMITED = """
+import tensorflow as tf
+from rlplatform import devices
+for threads in (1, 2):
+    devices.limit_threads(threads)
+    print(tf.config.threading.get_intra_op_parallelism_threads(), float(tf.reduce_sum(tf.ones([100, 100]))))
+"""
+
+
+def test_the_first_choice_of_threads_in_a_process_counts_and_a_later_one_does_no_harm():
+    assert output_of(LIMITED).split("\n")[:2] == ["1 10000.0", "1 10000.0"]
+
+
+DETERMINISTIC = """
 import tensorflow as tf
 from rlplatform import devices
 devices.make_deterministic()
@@ -76,11 +94,7 @@ except RuntimeError as error:
 
 @pytest.mark.slow
 def test_deterministic_operations_add_up_to_the_same_bits_in_every_process():
-    outputs = {
-        subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True).stdout
-        for _ in range(2)
-    }
-    (output,) = outputs
+    (output,) = {output_of(DETERMINISTIC) for _ in range(2)}
     total, refused = output.split()
     assert refused == "refused"
     index = tf.random.stateless_uniform([200_000], [1, 2], 0, 10, tf.int32).numpy()
