@@ -26,17 +26,19 @@ install() { # requirement...
 }
 
 set_up() { # run | dev
-  local base wanted requirement
-  python="$PWD/.venv/bin/python"
-  if ! "$python" -c 'import pip' >/dev/null 2>&1 </dev/null; then
+  local here base wanted requirement
+  here=$(pwd -P)
+  python="$here/.venv/bin/python"
+  # An environment knows its own path: one that was moved, or whose Python is gone, is made anew.
+  if ! grep -qsF "$here/.venv" .venv/bin/activate || ! "$python" -c 'import pip' >/dev/null 2>&1 </dev/null; then
     base=$(find_python) || return 1
     echo "Making .venv with $("$base" --version)"
     rm -rf .venv
     "$base" -m venv .venv
   fi
-  wanted=$("$python" -c 'import hashlib, os, sys
+  wanted=$("$python" -c 'import hashlib, sys
 texts = [open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt")]
-print(hashlib.sha256(b"\0".join([*texts, sys.version.encode(), os.getcwd().encode()])).hexdigest())') || return 1
+print(hashlib.sha256(b"\0".join([*texts, sys.version.encode()])).hexdigest())') || return 1
   if [ "$(cat .venv/installed-dev 2>/dev/null)" = "$wanted" ]; then return; fi
   if [ "$1" = run ] && [ "$(cat .venv/installed-run 2>/dev/null)" = "$wanted" ]; then return; fi
   requirement=.
