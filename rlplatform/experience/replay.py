@@ -11,10 +11,10 @@ class Replay(tf.Module):
     """A ring of slots `[rows, N]`: one slot per environment and step, the next observation is the next slot's.
 
     Variables are flat, `[rows * N, ...]`, and indexed with one integer, since XLA gathers from a variable in place only along
-    its first axis. Rows are counted from the first ever written; row r lies at ring row `r % rows`.
+    its first axis. Row r, counted from the first ever written, lies at ring row `r % rows`.
 
     Args:
-        capacity: slots over all environments; rounded up to whole rows, and to at least one block.
+        capacity: slots over all environments; rounded up to whole rows.
         num_envs: N.
         observation_shape: of one frame, `[O...]`.
         observation_dtype: as the environment's, so that images stay uint8.
@@ -49,7 +49,7 @@ class Replay(tf.Module):
         self.terminated = ring("terminated", "bool")
         self.first = ring("first", "bool")
         self.dead = ring("dead", "bool")
-        self.rows_written = tf.Variable(0, dtype=tf.int32, trainable=False, name="rows_written")
+        self.rows_written = tf.Variable(0, dtype=tf.int64, trainable=False, name="rows_written")
 
     def insert(self, block: Block) -> None:
         """Traced: writes the block's T rows after the newest one, over the oldest.
@@ -60,7 +60,7 @@ class Replay(tf.Module):
         steps = block.reward.shape[0]
         if steps > self.rows:
             raise ValueError(f"a block of {steps} rows does not fit a ring of {self.rows}")
-        rows = (self.rows_written + tf.range(steps)) % self.rows
+        rows = (self._next_row() + tf.range(steps)) % self.rows
         slots = tf.reshape(rows[:, None] * self.num_envs + tf.range(self.num_envs)[None], [-1])
         for field, ring in zip(Block._fields, self._rings(), strict=True):
             values = tf.reshape(getattr(block, field), [steps * self.num_envs, *ring.shape[1:]])
@@ -76,17 +76,19 @@ class Replay(tf.Module):
             count: how many.
             seed: [2] int32 for `tf.random.stateless_uniform`; the same seed draws the same slots on every device.
         """
-        oldest = tf.maximum(self.rows_written - self.rows, 0)
-        # Once rows are overwritten, the oldest ones have lost the frames before them.
-        low = tf.where(oldest > 0, oldest + self.frame_stack - 1, 0)
-        high = self.rows_written - self.n_step
+        end = self._next_row()
+        start = end - tf.cast(tf.minimum(self.rows_written, self.rows), tf.int32)  # below 0: the ring has come round
+        low, high = start + self._lost(), end - self.n_step
         draw = tf.random.stateless_uniform(
             [count], seed, minval=0, maxval=(high - low) * self.num_envs, dtype=tf.int32, alg="philox"
         )
         return self.transitions(low + draw // self.num_envs, draw % self.num_envs)
 
     def transitions(self, row: tf.Tensor, env: tf.Tensor) -> Batch:
-        """Traced: the transitions that start at the slots `(row, env)`, both [B] int32; their futures must be complete."""
+        """Traced: the transitions that start at the slots `(row, env)`, both [B] int32; their futures must be complete.
+
+        Rows are taken modulo the ring's.
+        """
         rows = row[None] + tf.range(self.n_step + 1)[:, None]  # [n + 1, B]
         slots = self._slot(rows, env)
         terminated, dead = tf.gather(self.terminated, slots[:-1]), tf.gather(self.dead, slots)
@@ -111,6 +113,21 @@ class Replay(tf.Module):
 
     def _rings(self) -> tuple[tf.Variable, ...]:
         return self.observation, self.action, self.reward, self.terminated, self.first, self.dead
+
+    def _next_row(self) -> tf.Tensor:
+        """Traced: [] int32, the ring row that is written next. The count itself outgrows 32 bits in a long run."""
+        return tf.cast(self.rows_written % self.rows, tf.int32)
+
+    def _lost(self) -> tf.Tensor | int:
+        """Traced: how many of the oldest rows lack a frame of their stack.
+
+        None where the oldest row is the first of all and begins every environment's episode; a ring that was emptied in the
+        middle of a run fills again in the middle of episodes.
+        """
+        if self.frame_stack == 1:
+            return 0
+        begins = tf.reduce_all(tf.gather(self.first, tf.range(self.num_envs)))
+        return tf.where((self.rows_written <= self.rows) & begins, 0, self.frame_stack - 1)
 
     def _slot(self, row: tf.Tensor, env: tf.Tensor) -> tf.Tensor:
         return (row % self.rows) * self.num_envs + env

@@ -33,7 +33,8 @@ def n_step_return(reward: tf.Tensor, terminated: tf.Tensor, dead: tf.Tensor, gam
     # gamma ** steps from a table, since steps is one of 1..n: exact, and cheaper than a power
     powers = tf.constant([gamma**k for k in range(n + 1)], tf.float32)
     steps = tf.cast(steps, tf.int32)
-    return Return(tf.reduce_sum(gammas * going * reward, axis=0), tf.gather(powers, steps) * (1.0 - ended), steps)
+    total = tf.reduce_sum(tf.where(going > 0.0, gammas * reward, 0.0), axis=0)
+    return Return(total, tf.gather(powers, steps) * (1.0 - ended), steps)
 
 
 def stack_rows(row: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
