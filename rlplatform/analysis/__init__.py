@@ -9,6 +9,7 @@ from rlplatform.analysis.statistics import (
     bootstrap,
     compare,
     interquartile_mean,
+    mean,
 )
 
-__all__ = ["Comparison", "Interval", "bootstrap", "compare", "interquartile_mean"]
+__all__ = ["Comparison", "Interval", "bootstrap", "compare", "interquartile_mean", "mean"]

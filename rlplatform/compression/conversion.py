@@ -124,6 +124,9 @@ def save(model: Any, observation_dtype: str, path: pathlib.Path, *, action: bool
         path: the folder to write.
         action: whether `act` gives `action [B]` int32 beside `q [B, A]`.
         batch: B, or None for any.
+
+    Raises:
+        RunError: the folder cannot be written.
     """
     specification = tf.TensorSpec((batch, *model.input_shape[1:]), observation_dtype, name="observation")
 
@@ -134,7 +137,10 @@ def save(model: Any, observation_dtype: str, path: pathlib.Path, *, action: bool
     module = tf.Module()
     module.network = model  # Its variables are saved with it.
     module.act = tf.function(act, input_signature=[specification], autograph=False)
-    tf.saved_model.save(module, str(path), signatures={"act": module.act})
+    try:
+        tf.saved_model.save(module, str(path), signatures={"act": module.act})
+    except tf.errors.OpError as error:
+        raise RunError(f"the network could not be saved as {path}: {error.message}") from None
 
 
 def _run(folder: pathlib.Path) -> None:

@@ -6,10 +6,11 @@ Nothing of ours and no TensorFlow may be imported here; the folder works when it
 from .errors import BundleError, ObservationError
 from .frames import FrameStack
 from .graph import open_graph
-from .manifest import FORMAT_VERSION, MANIFEST, digest, read_file, read_manifest
+from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, digest, read_file, read_manifest
 from .policy import Policy
 
 __all__ = [
+    "FORMAT",
     "FORMAT_VERSION",
     "MANIFEST",
     "BundleError",

@@ -32,6 +32,7 @@ class Policy:
         observation_shape: what `act` takes, `[O...]`, frames already stacked.
         observation_dtype: `float32`, for which any real numbers are taken, or `uint8`, which must be uint8.
         num_actions: A.
+        action_start: what the environment calls the first action, mostly 0.
         frame_stack: newest frames that make up an observation; `step` stacks them.
         variant: `float` or `int8`.
         file: the name of the file that decides.
@@ -59,6 +60,7 @@ class Policy:
         self.observation_shape: tuple[int, ...] = tuple(manifest["observation"]["shape"])
         self.observation_dtype: str = manifest["observation"]["dtype"]
         self.num_actions: int = manifest["action"]["count"]
+        self.action_start: int = manifest["action"]["start"]
         self.frame_stack: int = manifest["observation"]["frame_stack"]
         self._dtype = np.dtype(self.observation_dtype)
         self._frames = FrameStack(tuple(manifest["observation"]["frame_shape"]), self.frame_stack)
@@ -66,10 +68,11 @@ class Policy:
         self._graph = open_graph(read_file(folder, manifest, self.file), str(folder / self.file), num_threads)
         self._check_contract(folder)
         self._quantise = _quantiser(self._graph, manifest["files"][self.file].get("input_scaling"))
-        self._decide = self._fast_path()
+        decide, start = self._fast_path(), self.action_start
+        self._decide = (lambda observation: decide(observation) + start) if start else decide
 
     def act(self, observation: Any) -> int:
-        """The greedy action, from 0 to A - 1, for one observation `[O...]`.
+        """The greedy action for one observation `[O...]`, as the environment counts: `action_start` is the first.
 
         Raises:
             ObservationError: the observation has another shape or kind of dtype, or holds NaN or infinity.

@@ -1,0 +1,165 @@
+"""The gates that a file passes before it leaves: each a comparison of numbers, with a sentence where it fails."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlplatform.analysis import Comparison, interquartile_mean
+from rlplatform.compression import agreement
+from rlplatform.compression.agreement import Agreement
+from rlplatform.compression.inspection import Contents
+
+Array = np.ndarray[Any, Any]
+
+ALGEBRA = 1e-4  # Largest error of the canonical network's values, relative to the largest value.
+CONVERTER = 1e-5  # And of the float32 file's.
+CLEAR_AGREEMENT = 0.99  # Where the gap is clear, an int8 file takes the network's action this often.
+TIED = 0.001  # Share of clear states in which an int8 file's best two values may be equal.
+SLOPE = (0.8, 1.25)  # Of an int8 file's values against the network's.
+LOSS = 0.05  # Of what the network gains over random actions, a file may lose this share.
+
+
+class Gate(NamedTuple):
+    """One gate for one file.
+
+    Attributes:
+        name: what is examined: hashes, algebra, converter, operators, agreement, saturation, scale, return or mean
+            return.
+        file: the file, or `network`.
+        passed: whether it holds.
+        sentence: what was found.
+    """
+
+    name: str
+    file: str
+    passed: bool
+    sentence: str
+
+
+def algebra(network_q: Array, golden_q: Array, golden_actions: Array, is_centred: bool) -> Gate:
+    """Whether the canonical network, by its golden values, is the network.
+
+    Args:
+        network_q: `[N, A]`, the network's values on the golden observations.
+        golden_q: `[N, A]`, the canonical network's.
+        golden_actions: `[N]`, the network's actions when the bundle was written.
+        is_centred: whether the canonical network's rows have mean zero.
+    """
+    expected = agreement.centred(network_q) if is_centred else network_q.astype(np.float64)
+    scale = _scale(network_q, golden_q)
+    error = float(np.abs(expected - golden_q).max()) / scale
+    clear = agreement.gaps(network_q) > CONVERTER * scale
+    actions = network_q.argmax(axis=1)
+    other = int(((actions != golden_q.argmax(axis=1)) | (actions != golden_actions))[clear].sum())
+    return Gate(
+        "algebra",
+        "network",
+        error <= ALGEBRA and not other,
+        f"the canonical network's values differ from the network's by {error:.1e} of their size (at most "
+        f"{ALGEBRA:.0e}), and its actions in {other} of {int(clear.sum())} states",
+    )
+
+
+def converter(file: str, network_q: Array, golden_q: Array, file_q: Array, file_actions: Array) -> Gate:
+    """Whether the float32 file computes the canonical network, and answers with its action.
+
+    Args:
+        file: its name.
+        network_q: `[N, A]`, the network's values, whose size tells how exact float32 can be.
+        golden_q: `[N, A]`, the canonical network's.
+        file_q: `[N, A]`.
+        file_actions: `[N]`.
+    """
+    scale = _scale(network_q, golden_q)
+    error = float(np.abs(golden_q - file_q).max()) / scale
+    clear = agreement.gaps(golden_q) > 2 * CONVERTER * scale
+    other = int((golden_q.argmax(axis=1) != file_actions)[clear].sum())
+    return Gate(
+        "converter",
+        file,
+        error <= CONVERTER and not other,
+        f"the file's values differ from the canonical network's by {error:.1e} of their size (at most "
+        f"{CONVERTER:.0e}), and its actions in {other} of {int(clear.sum())} states",
+    )
+
+
+def operators(file: str, contents: Contents) -> Gate:
+    """Whether a plain LiteRT runtime has all operators, and an int8 file stays int8 throughout."""
+    if contents.foreign:
+        sentence = f"the file needs {', '.join(sorted(set(contents.foreign)))}, which a plain LiteRT runtime lacks"
+    elif contents.float_islands:
+        sentence = f"{', '.join(sorted(set(contents.float_islands)))} compute in float between int8 operators"
+    else:
+        sentence = f"{len(contents.operators)} operators, all built in"
+    return Gate("operators", file, not contents.foreign and not contents.float_islands, sentence)
+
+
+def quantised(file: str, states: str, found: Agreement) -> list[Gate]:
+    """Whether int8 kept the network's choices where they are clear, told values apart, and kept their scale.
+
+    Args:
+        file: its name.
+        states: what kind of states these are, `golden` or `visited`.
+        found: the comparison over them.
+    """
+    step = f"states with a gap of more than {agreement.CLEAR:g} int8 steps"
+    return [
+        Gate(
+            "agreement",
+            file,
+            found.clear >= CLEAR_AGREEMENT,
+            f"the file takes the network's action in {found.clear:.2%} of {found.clear_states} {states} {step} "
+            f"(at least {CLEAR_AGREEMENT:.0%})",
+        ),
+        Gate(
+            "saturation",
+            file,
+            found.tied <= TIED,
+            f"the file's two best values are equal in {found.tied:.2%} of {found.clear_states} {states} {step} "
+            f"(at most {TIED:.1%})",
+        ),
+        Gate(
+            "scale",
+            file,
+            SLOPE[0] <= found.slope <= SLOPE[1],
+            f"the file's values are {found.slope:.3f} times the network's on {states} states "
+            f"({SLOPE[0]:g} to {SLOPE[1]:g})",
+        ),
+    ]
+
+
+def margin(network_returns: Array, random_returns: Array) -> float:
+    """What a file may lose, in units of return: 5 % of what the network gains over random actions.
+
+    Both are interquartile means over the same seeds, so the sign and the offset of the returns do not matter (Acrobot's
+    are negative). For a network that hardly beats random actions, 5 % of the standard deviation of its returns: less is
+    no loss that anyone could see.
+    """
+    gain = float(interquartile_mean(network_returns) - interquartile_mean(random_returns))
+    return LOSS * max(gain, float(np.std(network_returns)))
+
+
+def returns(file: str, by_interquartile_mean: Comparison, by_mean: Comparison) -> list[Gate]:
+    """Whether the file plays as well: not inferior by interquartile mean, and no shown loss by the mean.
+
+    The interquartile mean is blind to a quarter of bad episodes, so a file whose mean has fallen beyond the margin,
+    with an interval that excludes zero, is refused too.
+    """
+    gates = []
+    for name, comparison in (("return", by_interquartile_mean), ("mean return", by_mean)):
+        difference = comparison.difference
+        kind = "interquartile mean" if name == "return" else "mean"
+        sentence = (
+            f"the {kind} of the paired returns changed by {difference.estimate:+.4g} "
+            f"(95 % interval {difference.low:+.4g} to {difference.high:+.4g}, and a loss of {comparison.margin:.4g} "
+            "is allowed)"
+        )
+        passed = comparison.not_inferior if name == "return" else not comparison.inferior
+        if not passed and difference.high >= -comparison.margin:
+            sentence += "; more episodes would tell"
+        gates.append(Gate(name, file, passed, sentence))
+    return gates
+
+
+def _scale(*values: Array) -> float:
+    return max(float(np.abs(value).max()) for value in values) or 1.0

@@ -1,0 +1,92 @@
+"""What the files of a bundle are compared with: the network as it was trained, its golden states, its environment."""
+
+import io
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from rlplatform.config import EnvironmentConfig
+from rlplatform.errors import RunError, UserError
+from rlplatform.runtime import MANIFEST, BundleError, read_file, read_manifest
+
+Array = np.ndarray[Any, Any]
+
+NETWORK = "saved_model"
+GOLDEN = "golden.npz"
+BATCH = 512
+
+
+class Golden(NamedTuple):
+    """States that every file is asked about, half of them those in which the network is least sure."""
+
+    observations: Array  # [N, O...]
+    q: Array  # [N, A] float32, the canonical network's
+    actions: Array  # [N] int64, the network's own, counted from 0
+
+
+class Network:
+    """A network from its SavedModel: TensorFlow's own answer, without any of the code that built it."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._module = tf.saved_model.load(str(path))
+        self._act = self._module.signatures["act"]
+
+    def q_values(self, observations: Array) -> Array:
+        """`[N, A]` float32 for `[N, O...]`."""
+        batches = [observations[start : start + BATCH] for start in range(0, len(observations), BATCH)]
+        return np.concatenate([self._act(observation=tf.constant(batch))["q"].numpy() for batch in batches])
+
+    def act(self, observation: Array) -> int:
+        """The greedy action for one observation `[O...]`, as a program that uses TensorFlow would ask for it."""
+        return int(self._act(observation=tf.constant(observation[None]))["action"].numpy()[0])
+
+
+def open_bundle(folder: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a bundle whose every file is as it was written.
+
+    Raises:
+        UserError: the folder is no bundle.
+        RunError: a file is missing or was changed: the gate `hashes`.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is not a policy bundle: it has no {MANIFEST}")
+    try:
+        manifest = read_manifest(folder)
+        for name in manifest["files"]:
+            read_file(folder, manifest, name)
+    except BundleError as error:
+        raise RunError(f"gate 'hashes' failed: {error}") from None
+    return manifest
+
+
+def network_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Network:
+    """The network in a bundle.
+
+    Raises:
+        UserError: the bundle was exported without it.
+    """
+    if f"{NETWORK}/saved_model.pb" not in manifest["files"]:
+        raise UserError(
+            f"{folder} has no {NETWORK}/, so there is no network to compare its files with; export it with the format "
+            "saved_model too"
+        )
+    return Network(folder / NETWORK)
+
+
+def golden_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Golden:
+    """The golden states in a bundle."""
+    with np.load(io.BytesIO(read_file(folder, manifest, GOLDEN))) as file:
+        return Golden(file["observations"], file["q"], file["actions"])
+
+
+def environment_of(manifest: dict[str, Any]) -> EnvironmentConfig:
+    """The environment that a bundle was made for."""
+    described = manifest["environment"]
+    return EnvironmentConfig(
+        id=described["id"],
+        kwargs=described["kwargs"],
+        max_episode_steps=described["max_episode_steps"],
+        frame_stack=manifest["observation"]["frame_stack"],
+    )

@@ -1,0 +1,274 @@
+"""Whether the files of a bundle play as well as the network they came from: gates, or refusal."""
+
+import dataclasses
+import functools
+import gzip
+import importlib.metadata
+import pathlib
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rlplatform import envs
+from rlplatform.analysis import Interval, bootstrap, compare, interquartile_mean, mean
+from rlplatform.compression import agreement, gates, inspection, latency
+from rlplatform.compression.agreement import Agreement
+from rlplatform.compression.calibration import Reservoir
+from rlplatform.compression.gates import Gate
+from rlplatform.compression.reference import (
+    NETWORK,
+    Golden,
+    Network,
+    environment_of,
+    golden_of,
+    network_of,
+    open_bundle,
+)
+from rlplatform.config import EnvironmentConfig
+from rlplatform.envs.naming import Factory
+from rlplatform.errors import RunError, UserError
+from rlplatform.runtime import MANIFEST, Policy, read_file
+from rlplatform.training import Act, Evaluation, evaluate
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str, int, int], None]
+
+VISITED_STATES = 10_000
+VISITED_BYTES = 2**27  # Of images, fewer states are compared.
+TIMED_STATES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured of the network or of one file.
+
+    Attributes:
+        name: `network`, or the file's name.
+        variant: `network`, `float` or `int8`.
+        interquartile_mean: of the returns, with its 95 % interval.
+        mean: of the returns, with its 95 % interval.
+        bytes: on the disk.
+        gzip_bytes: compressed.
+        microseconds: for one decision, one thread.
+        golden: agreement with the network on the golden states; None for the network.
+        visited: and on the states that the file itself visits.
+    """
+
+    name: str
+    variant: str
+    interquartile_mean: Interval
+    mean: Interval
+    bytes: int
+    gzip_bytes: int
+    microseconds: float
+    golden: Agreement | None
+    visited: Agreement | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The outcome of all gates, and what they measured.
+
+    Attributes:
+        path: the bundle.
+        environment: its id.
+        episodes: of each policy, paired by seed.
+        seed: what the episodes' seeds follow from.
+        random_return: interquartile mean of random actions on the same seeds.
+        margin: what a file may lose, in units of return.
+        gates: in the order in which they were tried.
+        rows: the network, then the files.
+        machine: where this was measured, and with which versions.
+    """
+
+    path: pathlib.Path
+    environment: str
+    episodes: int
+    seed: int
+    random_return: float
+    margin: float
+    gates: tuple[Gate, ...]
+    rows: tuple[Row, ...]
+    machine: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate holds."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def failures(self) -> list[str]:
+        """One sentence for each gate that does not hold."""
+        return [f"gate {gate.name!r} failed for {gate.file}: {gate.sentence}" for gate in self.gates if not gate.passed]
+
+    def require(self) -> None:
+        """Does nothing if every gate holds.
+
+        Raises:
+            RunError: a gate does not hold; it names the first.
+        """
+        if not self.passed:
+            raise RunError(self.failures[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What goes into `policy.json` and `--json`: numbers, texts, lists and dicts."""
+        tree: dict[str, Any] = {
+            "passed": self.passed,
+            "environment": self.environment,
+            "episodes": self.episodes,
+            "seed": self.seed,
+            "random_return": self.random_return,
+            "margin": self.margin,
+            "gates": [gate._asdict() for gate in self.gates],
+            "rows": [],
+            "machine": self.machine,
+        }
+        for row in self.rows:
+            entry = dataclasses.asdict(row)
+            for name in ("golden", "visited"):
+                found: Agreement | None = getattr(row, name)
+                entry[name] = None
+                if found is not None:
+                    entry[name] = found._asdict() | {"bins": [part._asdict() for part in found.bins]}
+            tree["rows"].append(entry)
+        return tree
+
+
+def verify(
+    path: str | pathlib.Path,
+    episodes: int = 100,
+    seed: int = 0,
+    *,
+    factory: Factory | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Runs all gates on a bundle, on this machine, from nothing but the bundle.
+
+    Args:
+        path: the bundle.
+        episodes: of the network, of each file and of random actions, on the same seeds.
+        seed: what those seeds follow from (stream `verification`).
+        factory: a callable that makes the environment, where `policy.json` names none that can be made.
+        progress: is told what is going on, how much of it is done, and out of how much.
+
+    Raises:
+        UserError: the folder is no bundle, has no network to compare with, or its environment cannot be made.
+        RunError: a file is not what it was when the bundle was written.
+    """
+    if episodes < 1:
+        raise UserError(f"a verification needs at least 1 episode; got {episodes}")
+    folder = pathlib.Path(path)
+    manifest = open_bundle(folder)
+    network, golden = network_of(folder, manifest), golden_of(folder, manifest)
+    arena = _Arena(environment_of(manifest), envs.seeds(seed, episodes, "verification"), factory, progress)
+    network_q = network.q_values(golden.observations)
+    found = [Gate("hashes", MANIFEST, True, f"{len(manifest['files'])} files are as they were written")]
+    found.append(gates.algebra(network_q, golden.q, golden.actions, manifest["network"]["centred"]))
+
+    random_returns = arena.play("random actions", _random(manifest["action"]["count"], seed)).returns
+    network_returns = arena.play("network", lambda states: network.q_values(states).argmax(axis=1)).returns
+    margin = gates.margin(network_returns, random_returns)
+    rows = [_network_row(manifest, network, network_returns, golden, seed)]
+    for variant, name in manifest["variants"].items():
+        content = read_file(folder, manifest, name)
+        contents = inspection.read(content)
+        found.append(gates.operators(name, contents))
+        if contents.foreign:  # It does not run.
+            continue
+        policy = Policy(folder, variant)
+        reservoir = Reservoir(_visited_count(golden.observations), seed)
+        played = arena.play(name, functools.partial(_act, policy), reservoir)
+        states = reservoir.rows()
+        file_q = _q_values(policy, golden.observations)
+        step = agreement.step_of(golden.q, contents.q_step)
+        on_golden = agreement.measure(network_q, file_q, step)
+        on_visited = agreement.measure(network.q_values(states), _q_values(policy, states), step)
+        if variant == "float":
+            actions = _act(policy, golden.observations)
+            found.append(gates.converter(name, network_q, golden.q, file_q, actions))
+        else:
+            found += gates.quantised(name, "golden", on_golden)
+            found += gates.quantised(name, "visited", on_visited)
+        found += gates.returns(
+            name,
+            compare(played.returns, network_returns, margin, seed=seed),
+            compare(played.returns, network_returns, margin, mean, seed=seed),
+        )
+        speed = latency.microseconds(policy.act, golden.observations[:TIMED_STATES])
+        sizes = len(content), len(gzip.compress(content, 9, mtime=0))
+        rows.append(Row(name, variant, *_intervals(played.returns, seed), *sizes, speed, on_golden, on_visited))
+    random_return = float(interquartile_mean(random_returns))
+    env_id = manifest["environment"]["id"]
+    return Verification(folder, env_id, episodes, seed, random_return, margin, tuple(found), tuple(rows), machine())
+
+
+def machine() -> dict[str, str]:
+    """The processor and the versions that figures are measured with."""
+    packages = ("ai-edge-litert", "gymnasium", "numpy", "tensorflow")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {"processor": _processor(), "system": platform.system(), "python": platform.python_version()} | versions
+
+
+class _Arena:
+    """The same episodes for everyone."""
+
+    def __init__(
+        self, environment: EnvironmentConfig, seeds: list[int], factory: Factory | None, progress: Progress | None
+    ) -> None:
+        self._environment, self._seeds, self._factory, self._progress = environment, seeds, factory, progress
+
+    def play(self, name: str, act: Act, reservoir: Reservoir | None = None) -> Evaluation:
+        """All episodes under one policy; what it sees goes into the reservoir."""
+
+        def on_episode(finished: int) -> None:
+            if self._progress is not None:
+                self._progress(f"playing {name}", finished, len(self._seeds))
+
+        return evaluate(
+            act,
+            self._environment,
+            self._seeds,
+            factory=self._factory,
+            on_episode=on_episode,
+            on_observation=None if reservoir is None else reservoir.add,
+        )
+
+
+def _act(policy: Policy, states: Array) -> Array:
+    """A policy's actions `[N]`, counted from 0 whatever the environment calls the first."""
+    return policy.act_batch(states) - policy.action_start
+
+
+def _q_values(policy: Policy, states: Array) -> Array:
+    return np.stack([policy.q_values(observation) for observation in states])
+
+
+def _random(num_actions: int, seed: int) -> Act:
+    rng = np.random.default_rng(seed)
+    return lambda states: rng.integers(0, num_actions, len(states))
+
+
+def _visited_count(observations: Array) -> int:
+    return max(1, min(VISITED_STATES, VISITED_BYTES // int(observations[0].nbytes)))
+
+
+def _network_row(manifest: dict[str, Any], network: Network, returns: Array, golden: Golden, seed: int) -> Row:
+    files = [entry for name, entry in manifest["files"].items() if name.startswith(f"{NETWORK}/")]
+    sizes = sum(entry["bytes"] for entry in files), sum(entry["gzip_bytes"] for entry in files)
+    speed = latency.microseconds(network.act, golden.observations[:TIMED_STATES])
+    return Row("network", "network", *_intervals(returns, seed), *sizes, speed, None, None)
+
+
+def _intervals(returns: Array, seed: int) -> tuple[Interval, Interval]:
+    return bootstrap(returns, seed=seed), bootstrap(returns, mean, seed=seed)
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

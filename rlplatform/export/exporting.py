@@ -1,0 +1,201 @@
+"""From a run to a bundle: canonical form, conversion, writing, verification; then kept, or refused."""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+import rlplatform
+from rlplatform import compression
+from rlplatform import config as configuration
+from rlplatform.compression import GOLDEN, NETWORK, Canonical, Files, Golden, Progress, Target, Verification, gaps
+from rlplatform.config import nearest
+from rlplatform.envs.naming import Factory
+from rlplatform.errors import RunError, UserError
+from rlplatform.export import bundle
+from rlplatform.training import Run
+
+Array = np.ndarray[Any, Any]
+
+FORMATS = ("tflite", "saved_model")
+FLOAT_FILE, INT8_FILE = "policy.tflite", "policy_int8.tflite"
+POOL = 4_000  # Observations that calibration and golden states are taken from.
+POOL_BYTES = 2**26  # Of images, fewer.
+GOLDEN_STATES = 1_000
+CALIBRATION_STATES = 1_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is exported: a network, where it plays, and observations that it meets."""
+
+    network: Any
+    canonical: Canonical
+    files: Files
+    golden: Golden
+
+
+def export(
+    run: Run | str | pathlib.Path,
+    out: str | pathlib.Path,
+    target: Target = "cpu",
+    formats: Iterable[str] = FORMATS,
+    episodes: int = 100,
+    seed: int = 0,
+    force: bool = False,
+    overwrite: bool = False,
+    *,
+    factory: Factory | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Exports the best policy of a run as a bundle that is verified, or not at all.
+
+    Args:
+        run: the run, or its folder.
+        out: the folder that becomes the bundle.
+        target: what the int8 file is for: `cpu` (float in and out) or `mcu` (int8 in and out).
+        formats: `tflite` is always written; `saved_model` adds the network as it was trained, which `verify` needs.
+        episodes: of every policy in the verification.
+        seed: of the verification's episodes and of the states that are sampled.
+        force: keep the bundle though a gate fails; `policy.json` says so.
+        overwrite: replace a bundle that lies at `out`.
+        factory: a callable that makes the environment, for a run that was given one.
+        progress: is told what is going on, how much of it is done, and out of how much.
+
+    Returns:
+        The verification, whose `path` is `out`.
+
+    Raises:
+        UserError: an argument is wrong, or `out` holds something that may not be replaced.
+        RunError: a gate fails, the converter fails, or the disk is full; `out` is as it was.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    out = pathlib.Path(out)
+    chosen = _formats(formats)
+    if target not in compression.TARGETS:
+        raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
+    bundle.check(out, overwrite)
+    subject = _prepare(run, target, seed, factory, progress)
+    manifest, details = _describe(run, subject)
+    with bundle.draft(out, overwrite) as folder:
+        with bundle.writing(out):
+            (folder / FLOAT_FILE).write_bytes(subject.files.float_file)
+            (folder / INT8_FILE).write_bytes(subject.files.int8_file)
+            golden = subject.golden
+            np.savez_compressed(folder / GOLDEN, observations=golden.observations, q=golden.q, actions=golden.actions)
+            compression.save(subject.network, run.spec.observation_dtype, folder / NETWORK, batch=None)
+            bundle.seal(folder, manifest, details)
+        verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
+        if not verification.passed and not force:
+            raise RunError(f"{verification.failures[0]}; {out} was not written")
+        manifest["default"] = _default(verification)
+        manifest["verification"] = {"forced": not verification.passed, **verification.to_dict()}
+        with bundle.writing(out):
+            if "saved_model" not in chosen:
+                shutil.rmtree(folder / NETWORK)
+            bundle.seal(folder, manifest, details)
+    return dataclasses.replace(verification, path=out)
+
+
+def _formats(formats: Iterable[str]) -> set[str]:
+    chosen = set(formats)
+    for name in sorted(chosen.difference(FORMATS)):
+        raise UserError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
+    return chosen
+
+
+def _prepare(run: Run, target: Target, seed: int, factory: Factory | None, progress: Progress | None) -> _Subject:
+    """Collects observations, folds the network and converts it."""
+    report = progress or (lambda what, done, of: None)
+    report("collecting observations", 0, 3)
+    network = run.network("best")
+    frame_bytes = int(np.prod(run.observation_shape)) * np.dtype(run.spec.observation_dtype).itemsize
+    count = max(GOLDEN_STATES, min(POOL, POOL_BYTES // frame_bytes))
+    on_policy = compression.visited(run.act("best"), run.config.environment, count, seed, factory=factory)
+    pool = compression.mixture(on_policy, run.observations(count, seed), count, seed)
+    report("folding the network", 1, 3)
+    canonical = compression.canonical(network)
+    golden = _golden(network, canonical, pool)
+    report("converting", 2, 3)
+    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target)
+    report("converting", 3, 3)
+    return _Subject(network, canonical, files, golden)
+
+
+def _golden(network: Any, canonical: Canonical, pool: Array) -> Golden:
+    """The golden states: half with the smallest gaps, half drawn from the rest (the pool is in random order)."""
+    q = canonical.model.predict(pool.astype(np.float32), batch_size=512, verbose=0)
+    by_gap = np.argsort(gaps(q), kind="stable")
+    half = min(len(pool), GOLDEN_STATES) // 2
+    hard, rest = by_gap[:half], np.sort(by_gap[half:])
+    chosen = np.concatenate([hard, rest[: GOLDEN_STATES - half]])
+    observations = pool[chosen]
+    actions = network.predict(observations, batch_size=512, verbose=0).argmax(axis=1)
+    return Golden(observations, q[chosen], actions.astype(np.int64))
+
+
+def _describe(run: Run, subject: _Subject) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What `policy.json` says, and what it says of the single files."""
+    environment, spec, files = run.config.environment, run.spec, subject.files
+    best = run.best()
+    machine = compression.machine()
+    manifest = {
+        "environment": {
+            "id": environment.id,
+            "kwargs": environment.kwargs,
+            "max_episode_steps": environment.max_episode_steps,
+            "gymnasium": machine["gymnasium"],
+        },
+        "observation": {
+            "shape": list(run.observation_shape),
+            "dtype": spec.observation_dtype,
+            "frame_shape": list(spec.observation_shape),
+            "frame_stack": environment.frame_stack,
+        },
+        "action": {"count": spec.num_actions, "start": spec.action_start},
+        "preprocessing": _preprocessing(environment.frame_stack),
+        "variants": {"float": FLOAT_FILE, "int8": INT8_FILE},
+        "default": "float",
+        "network": {
+            "parameters": int(subject.network.count_params()),
+            "canonical_parameters": int(subject.canonical.model.count_params()),
+            "folds": list(subject.canonical.folds),
+            "centred": subject.canonical.centred,
+        },
+        "provenance": {
+            "rlplatform": rlplatform.__version__,
+            "run": run.path.resolve().name,
+            "seed": run.config.seed,
+            "steps": None if best is None else best.step,
+            "mean_return": None if best is None else best.mean_return,
+            "config": configuration.to_toml(run.config),
+            "machine": machine,
+        },
+    }
+    int8: dict[str, Any] = {"quantisation": files.quantisation}
+    if files.scaling is not None:
+        int8["input_scaling"] = {name: array.tolist() for name, array in files.scaling._asdict().items()}
+    return manifest, {FLOAT_FILE: {}, INT8_FILE: int8}
+
+
+def _preprocessing(frame_stack: int) -> list[str]:
+    """What must happen to a frame before the files see it, in sentences."""
+    if frame_stack == 1:
+        return []
+    return [
+        f"the newest {frame_stack} frames are joined along the last axis, oldest first; an episode's first frame fills "
+        "all of them (Policy.reset and Policy.step do this)"
+    ]
+
+
+def _default(verification: Verification) -> str:
+    """The int8 file where all its gates hold and it is smaller, else the float32 file."""
+    rows = {row.variant: row for row in verification.rows}
+    if "int8" not in rows:
+        return "float"
+    sound = all(gate.passed for gate in verification.gates if gate.file == rows["int8"].name)
+    smaller = "float" not in rows or rows["int8"].bytes < rows["float"].bytes
+    return "int8" if sound and smaller else "float"
