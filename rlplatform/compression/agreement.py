@@ -29,7 +29,8 @@ class Agreement(NamedTuple):
         clear_states: how many have a gap of more than `CLEAR` steps.
         clear: share of those; of all states if there is none.
         tied: share of the clear states whose two best values the file cannot tell apart: its range ends below them.
-        slope: the file's values against the network's, centred, by least squares: 1 when they mean the same.
+        slope: the file's values against the network's over the clear states, centred, by least squares: 1 when they
+            mean the same.
         bins: by gap.
     """
 
@@ -78,7 +79,8 @@ def measure(expected: Array, given: Array, step: float) -> Agreement:
         within = (gap >= low) & (gap < high) if np.isfinite(high) else gap >= low
         share = float(same[within].mean()) if within.any() else None
         bins.append(Bin(low, float(high) if np.isfinite(high) else None, int(within.sum()), share))
-    network, file = centred(expected), centred(given)
+    told = clear if clear.any() else np.ones_like(clear)  # Smaller values than a step say nothing of the scale.
+    network, file = centred(expected[told]), centred(given[told])
     energy = float((network * network).sum())
     return Agreement(
         states=len(same),

@@ -14,7 +14,7 @@ from .manifest import read_file, read_manifest
 
 Array = np.ndarray[Any, Any]
 
-_SMALL = 16  # Up to this many numbers, Python's own sum tells fastest whether all are finite.
+_SMALL = 64  # Up to this many numbers, Python's own sum tells fastest whether all are finite.
 
 
 class Policy:
@@ -209,16 +209,15 @@ class Policy:
 
 
 def _finite_check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[Array], bool]:
-    """Whether all numbers are finite, exactly, for less than `np.isfinite(...).all()` costs (1 to 2 µs)."""
+    """Whether all numbers are finite, exactly; for 4 numbers in 0.3 µs, where `np.isfinite(...).all()` needs 1.8."""
     if dtype.kind != "f":
         return lambda observation: True
-    if math.prod(shape) <= _SMALL:
-        isfinite = math.isfinite  # Of float64 sums, which float32 numbers cannot overflow.
-        if len(shape) == 1:
-            return lambda observation: isfinite(sum(observation.tolist()))
-        return lambda observation: isfinite(sum(observation.ravel().tolist()))
-    zeros = np.zeros(math.prod(shape), dtype)
-    return lambda observation: bool(observation.ravel().dot(zeros) == 0.0)  # 0 x NaN and 0 x infinity are NaN.
+    if math.prod(shape) > _SMALL:
+        return lambda observation: bool(np.isfinite(observation).all())
+    isfinite = math.isfinite  # Of float64 sums, which float32 numbers cannot overflow.
+    if len(shape) == 1:
+        return lambda observation: isfinite(sum(observation.tolist()))
+    return lambda observation: isfinite(sum(observation.ravel().tolist()))
 
 
 def _quantiser(graph: Graph, scaling: dict[str, Any] | None) -> Callable[[Array], Array] | None:

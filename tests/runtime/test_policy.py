@@ -1,0 +1,387 @@
+"""The runtime on files that are put together here, operator by operator, without TensorFlow."""
+
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import flatbuffers
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+
+from rlplatform.runtime import BundleError, FrameStack, ObservationError, Policy, digest
+
+KERNEL = np.array([[1.0, 3.0, 9.0, 7.0], [-1.0, -3.0, -9.0, -7.0]], np.float32)  # [A, O]: pushes where the pole falls
+TYPES = {"float32": schema.TensorType.FLOAT32, "int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32}
+
+
+def linear_file(kernel=KERNEL, observation_shape=None, int8=False, with_action=True, signature="act"):
+    """A .tflite file with q = kernel @ observation, in float32 or in int8 from end to end."""
+    model, graph = schema.ModelT(), schema.SubGraphT()
+    model.version, model.buffers = 3, [schema.BufferT()]
+    graph.tensors, graph.operators = [], []
+
+    def tensor(name, shape, kind, data=None, scale=None, zero_point=0):
+        made = schema.TensorT()
+        made.name, made.shape, made.type, made.buffer = name, list(shape), TYPES[kind], 0
+        if data is not None:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(data.tobytes(), np.uint8)
+            model.buffers.append(buffer)
+            made.buffer = len(model.buffers) - 1
+        if scale is not None:
+            made.quantization = schema.QuantizationParametersT()
+            made.quantization.scale, made.quantization.zeroPoint = [scale], [zero_point]
+        graph.tensors.append(made)
+        return len(graph.tensors) - 1
+
+    def operator(code, inputs, outputs, options=None, kind=0):
+        made, known = schema.OperatorT(), schema.OperatorCodeT()
+        known.builtinCode, known.deprecatedBuiltinCode, known.version = code, min(code, 127), 4 if int8 else 1
+        model.operatorCodes.append(known)
+        made.opcodeIndex, made.inputs, made.outputs = len(model.operatorCodes) - 1, inputs, outputs
+        made.builtinOptions, made.builtinOptionsType = options, kind
+        graph.operators.append(made)
+
+    model.operatorCodes = []
+    count, width = kernel.shape
+    shape = (1, *(observation_shape or (width,)))
+    dtype = "int8" if int8 else "float32"
+    observation = tensor("observation", shape, dtype, scale=0.05 if int8 else None, zero_point=3)
+    scale = float(np.abs(kernel).max() / 127) if int8 else None
+    weights = tensor(
+        "weights", kernel.shape, dtype, np.round(kernel / scale).astype(np.int8) if int8 else kernel, scale
+    )
+    q = tensor("q", (1, count), dtype, scale=0.5 if int8 else None, zero_point=-5)
+    options = schema.FullyConnectedOptionsT()
+    operator(schema.BuiltinOperator.FULLY_CONNECTED, [observation, weights, -1], [q], options, 8)
+    outputs = {"q": q}
+    if with_action:
+        axis = tensor("axis", (1,), "int32", np.array([1], np.int32))
+        action = tensor("action", (1,), "int32")
+        options = schema.ArgMaxOptionsT()
+        options.outputType = schema.TensorType.INT32
+        operator(schema.BuiltinOperator.ARG_MAX, [q, axis], [action], options, schema.BuiltinOptions.ArgMaxOptions)
+        outputs["action"] = action
+    graph.inputs, graph.outputs = [observation], list(outputs.values())
+    model.subgraphs = [graph]
+    definition = schema.SignatureDefT()
+    definition.signatureKey, definition.subgraphIndex = signature, 0
+    definition.inputs, definition.outputs = (
+        [named("observation", observation)],
+        [named(*item) for item in outputs.items()],
+    )
+    model.signatureDefs = [definition]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def named(name, index):
+    made = schema.TensorMapT()
+    made.name, made.tensorIndex = name, index
+    return made
+
+
+def write_bundle(folder, shape=(4,), frame_shape=None, frame_stack=1, dtype="float32", start=0, count=2, **files):
+    """A bundle with the given variants; what is not the runtime's business is left out."""
+    folder.mkdir(exist_ok=True)
+    files = files or {"float": linear_file()}
+    manifest = {
+        "format": "rlplatform-bundle",
+        "version": 1,
+        "sha256": "0" * 64,
+        "environment": {"id": "CartPole-v1"},
+        "observation": {
+            "shape": list(shape),
+            "dtype": dtype,
+            "frame_shape": list(frame_shape or shape),
+            "frame_stack": frame_stack,
+        },
+        "action": {"count": count, "start": start},
+        "variants": {},
+        "default": next(iter(files)),
+        "files": {},
+    }
+    for variant, content in files.items():
+        content, scaling = content if isinstance(content, tuple) else (content, {})
+        manifest["variants"][variant] = f"{variant}.tflite"
+        manifest["files"][f"{variant}.tflite"] = {"sha256": hashlib.sha256(content).hexdigest(), **scaling}
+        (folder / f"{variant}.tflite").write_bytes(content)
+    text = json.dumps(manifest)
+    (folder / "policy.json").write_text(text.replace("0" * 64, digest(text, "0" * 64), 1))
+    return folder
+
+
+@pytest.fixture
+def policy(tmp_path):
+    return Policy(write_bundle(tmp_path / "bundle"))
+
+
+def observations(count=50, width=4):
+    return np.random.default_rng(0).normal(0, 1, (count, width)).astype(np.float32)
+
+
+def test_the_action_is_that_of_the_greatest_value(policy):
+    seen = observations()
+    expected = seen @ KERNEL.T
+    np.testing.assert_allclose([policy.q_values(observation) for observation in seen], expected, rtol=1e-5)
+    assert [policy.act(observation) for observation in seen] == list(expected.argmax(axis=1))
+    np.testing.assert_array_equal(policy.act_batch(seen), expected.argmax(axis=1))
+
+
+@pytest.mark.parametrize("with_action", [True, False])
+def test_of_equal_values_the_lowest_index_is_taken(tmp_path, with_action):
+    kernel = np.array([[-1.0], [1.0], [1.0]], np.float32)
+    bundle = write_bundle(tmp_path / "b", shape=(1,), count=3, float=linear_file(kernel, with_action=with_action))
+    assert Policy(bundle).act(np.array([2.0], np.float32)) == 1
+
+
+def test_any_real_numbers_are_taken_for_float32(policy):
+    expected = policy.act(np.array([1, 2, 3, 4], np.float32))
+    for given in ([1, 2, 3, 4], (1.0, 2.0, 3.0, 4.0), np.arange(1, 5), np.arange(1, 5, dtype=np.float64)):
+        assert policy.act(given) == expected
+    assert policy.act(np.repeat(np.arange(1, 5, dtype=np.float32), 2)[::2]) == expected  # not contiguous
+    assert policy.act(np.arange(1, 5, dtype=">f4")) == expected  # the other byte order
+
+
+@pytest.mark.parametrize("width", [4, 65])  # two ways of checking that numbers are finite
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_refused_at_every_place(tmp_path, width, bad):
+    kernel = np.ones((2, width), np.float32)
+    policy = Policy(write_bundle(tmp_path / "b", shape=(width,), float=linear_file(kernel)))
+    for place in range(width):
+        observation = np.ones(width, np.float32)
+        observation[place] = bad
+        for ask in (policy.act, policy.q_values, policy.step, lambda o, policy=policy: policy.act_batch(o[None])):
+            with pytest.raises(ObservationError, match=rf"must be finite; got {bad} at \[{place}\]"):
+                ask(observation)
+
+
+@pytest.mark.parametrize("width", [4, 65])
+def test_great_numbers_are_finite_and_greater_ones_than_float32_holds_are_not(tmp_path, width):
+    policy = Policy(write_bundle(tmp_path / "b", shape=(width,), float=linear_file(np.ones((2, width), np.float32))))
+    policy.act(np.full(width, 3e38, np.float32))
+    policy.act(np.resize(np.array([3e38, -3e38], np.float32), width))
+    with pytest.raises(ObservationError, match=r"must be finite; got inf at \[0\]"):
+        policy.act(np.full(width, 1e39))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (np.zeros(3, np.float32), "must have shape [4]; got [3]"),
+        (np.zeros((1, 4), np.float32), "must have shape [4]; got [1, 4]: for a batch, use act_batch"),
+        (np.zeros((4, 1)), "must have shape [4]; got [4, 1]"),
+        (0.5, "must have shape [4]; got []"),
+        (None, "must have shape [4]; got []"),
+        (np.zeros(4, complex), "must hold real numbers (float32); got complex128"),
+        (np.zeros(4, bool), "must hold real numbers (float32); got bool"),
+        (["a", "b", "c", "d"], "must hold real numbers (float32); got <U1"),
+        (np.array([1, 2, None, 4]), "must hold real numbers (float32); got object"),
+        ([[1], [2, 3]], "must be one array; got sequences of unequal lengths"),
+    ],
+)
+def test_what_is_no_observation_is_refused_by_a_sentence(policy, given, sentence):
+    for ask in (policy.act, policy.q_values):
+        with pytest.raises(ObservationError) as refusal:
+            ask(given)
+        assert str(refusal.value) == f"an observation {sentence}"
+
+
+def test_bytes_must_be_bytes(tmp_path):
+    model = linear_file(np.ones((2, 6), np.float32), observation_shape=(2, 3))
+    with pytest.raises(BundleError, match=r"takes float32 observations, but policy.json says uint8"):
+        Policy(write_bundle(tmp_path / "b", shape=(2, 3), dtype="uint8", float=model))
+    int8 = linear_file(np.ones((2, 6), np.float32), int8=True, with_action=False)
+    policy = Policy(write_bundle(tmp_path / "c", shape=(6,), dtype="uint8", int8=int8))
+    policy.act(np.full(6, 7, np.uint8))
+    for given in (np.full(6, 0.5, np.float32), np.full(6, 7), [7] * 6):
+        with pytest.raises(ObservationError, match="must be uint8, from 0 to 255 as the environment gives it; got"):
+            policy.act(given)
+
+
+def test_a_batch_has_one_axis_more(policy):
+    with pytest.raises(ObservationError, match=r"must have shape \[N, 4\]; got \[4\]"):
+        policy.act_batch(np.zeros(4, np.float32))
+    assert policy.act_batch(np.zeros((0, 4), np.float32)).shape == (0,)
+
+
+def test_actions_are_counted_as_the_environment_does(tmp_path):
+    seen = observations()
+    zero, five = (Policy(write_bundle(tmp_path / str(start), start=start)) for start in (0, 5))
+    np.testing.assert_array_equal(five.act_batch(seen), zero.act_batch(seen) + 5)
+    assert five.act(seen[0]) == zero.act(seen[0]) + 5
+
+
+# --- int8 from end to end -------------------------------------------------------------------------------------------
+
+
+def int8_by_hand(observation, multiplier=1.0, offset=0.0):
+    """What the int8 file of `linear_file` gives, in numpy: scales 0.05, 9 / 127 and 0.5, zero points 3 and -5."""
+    given = np.clip(np.rint((observation - offset) * multiplier / 0.05) + 3, -128, 127)
+    weights = np.round(KERNEL / (9 / 127))
+    q = np.clip(np.rint((weights @ (given - 3)) * 0.05 * (9 / 127) / 0.5) - 5, -128, 127)
+    return (q + 5) * 0.5
+
+
+def test_an_int8_file_gets_int8_and_its_values_are_dequantised(tmp_path):
+    policy = Policy(write_bundle(tmp_path / "b", int8=linear_file(int8=True, with_action=False)))
+    for observation in observations():
+        expected = int8_by_hand(observation)
+        np.testing.assert_allclose(policy.q_values(observation), expected, atol=0.51)  # one step
+        if abs(expected[0] - expected[1]) > 1.5:
+            assert policy.act(observation) == expected.argmax()
+
+
+def test_an_int8_file_gets_every_feature_on_its_own_scale(tmp_path):
+    offset, multiplier = np.array([0.5, -1.0, 0.0, 2.0]), np.array([2.0, 0.25, 10.0, 1.0])
+    scaling = {"input_scaling": {"offset": offset.tolist(), "multiplier": multiplier.tolist()}}
+    policy = Policy(write_bundle(tmp_path / "b", int8=(linear_file(int8=True, with_action=False), scaling)))
+    for observation in observations():
+        np.testing.assert_allclose(
+            policy.q_values(observation), int8_by_hand(observation, multiplier, offset), atol=0.51
+        )
+
+
+def test_numbers_beyond_the_int8_range_saturate_instead_of_wrapping(tmp_path):
+    policy = Policy(write_bundle(tmp_path / "b", int8=linear_file(int8=True, with_action=False)))
+    assert policy.act([1e30, 0, 0, 0]) == policy.act([100.0, 0, 0, 0]) == 0
+    assert policy.act([-1e30, 0, 0, 0]) == 1
+
+
+def test_the_variant_is_chosen_by_name_or_by_the_bundle(tmp_path):
+    bundle = write_bundle(tmp_path / "b", int8=linear_file(int8=True, with_action=False), float=linear_file())
+    assert [Policy(bundle, variant).variant for variant in ("auto", "float", "int8")] == ["int8", "float", "int8"]
+    only = write_bundle(tmp_path / "c")
+    with pytest.raises(BundleError, match="has no variant 'int8'; it has float"):
+        Policy(only, "int8")
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+def test_step_stacks_the_newest_frames_and_reset_begins_an_episode(tmp_path):
+    kernel = np.arange(12, dtype=np.float32).reshape(2, 6) - 5.0
+    bundle = write_bundle(tmp_path / "b", shape=(6,), frame_shape=(2,), frame_stack=3, float=linear_file(kernel))
+    policy = Policy(bundle)
+    frames = observations(5, width=2)
+    for _ in range(2):
+        policy.reset()
+        for index, frame in enumerate(frames):
+            newest = [frames[max(0, index - 2)], frames[max(0, index - 1)], frame]
+            assert policy.step(frame) == policy.act(np.concatenate(newest))
+    with pytest.raises(ObservationError, match=r"got \[2\]: that is one frame, and `act` takes 3 stacked"):
+        policy.act(frames[0])
+    with pytest.raises(ObservationError, match=r"a frame must have shape \[2\]; got \[6\]"):
+        policy.step(np.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ("frame_shape", "depth", "expected"),
+    [((3,), 2, (6,)), ((2, 3), 4, (2, 3, 4)), ((2, 3), 1, (2, 3, 1)), ((2, 3, 3), 2, (2, 3, 6)), ((3,), 1, (3,))],
+)
+def test_frames_are_joined_along_the_last_axis(frame_shape, depth, expected):
+    stack = FrameStack(frame_shape, depth)
+    assert stack.push(np.zeros(frame_shape, np.uint8)).shape == expected
+    stacked = stack.push(np.ones(frame_shape, np.uint8))
+    assert stacked.dtype == np.uint8
+    newest = expected[-1] // depth
+    assert (stacked[..., -newest:] == 1).all()
+    assert (stacked[..., :-newest] == 0).all()
+
+
+def test_a_frame_may_change_after_it_was_pushed():
+    stack, frame = FrameStack((2,), 2), np.zeros(2)
+    stack.push(frame)
+    frame[:] = 9.0
+    np.testing.assert_array_equal(stack.push(frame), [0, 0, 9, 9])
+
+
+# --- bundles that are not whole -------------------------------------------------------------------------------------
+
+
+def test_a_byte_changed_anywhere_in_a_file_that_is_used_is_refused(tmp_path):
+    bundle = write_bundle(tmp_path / "b")
+    for name in ("policy.json", "float.tflite"):
+        whole = (bundle / name).read_bytes()
+        for place in range(0, len(whole), 7):
+            changed = bytearray(whole)
+            changed[place] ^= 0x08
+            (bundle / name).write_bytes(changed)
+            with pytest.raises(BundleError, match=name):
+                Policy(bundle)
+        (bundle / name).write_bytes(whole[:-1])
+        with pytest.raises(BundleError, match=name):
+            Policy(bundle)
+        (bundle / name).write_bytes(whole)
+    Policy(bundle)
+
+
+def test_a_file_that_is_not_used_may_be_missing(tmp_path):
+    bundle = write_bundle(tmp_path / "b", float=linear_file(), int8=linear_file(int8=True, with_action=False))
+    (bundle / "int8.tflite").unlink()
+    Policy(bundle, "float")
+    with pytest.raises(BundleError, match=r"int8\.tflite cannot be read: No such file or directory"):
+        Policy(bundle, "int8")
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(BundleError, match=r"is not a policy bundle: it has no policy\.json"):
+            Policy(path)
+    (tmp_path / "policy.json").write_text("[]")
+    with pytest.raises(BundleError, match="does not describe a policy bundle"):
+        Policy(tmp_path)
+    (tmp_path / "policy.json").write_text('{"format": "rlplatform-bundle", "version": 2}')
+    with pytest.raises(BundleError, match="is of bundle version 2, and this runtime reads version 1"):
+        Policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"not a model", "is not a file that LiteRT runs"),
+        (linear_file(signature="serving_default"), "is not a file that LiteRT runs: .*act"),
+        (
+            linear_file(np.ones((2, 5), np.float32)),
+            r"takes observations of shape \[1, 5\], but policy.json says \[1, 4\]",
+        ),
+        (linear_file(np.ones((3, 4), np.float32)), r"gives values of shape \[1, 3\], but policy.json says \[1, 2\]"),
+    ],
+)
+def test_a_file_that_does_not_fit_the_manifest_is_refused(tmp_path, content, sentence):
+    with pytest.raises(BundleError, match=sentence):
+        Policy(write_bundle(tmp_path / "b", float=content))
+
+
+# --- what it needs --------------------------------------------------------------------------------------------------
+
+
+def test_a_decision_imports_numpy_and_litert_and_nothing_else(tmp_path):
+    bundle = write_bundle(tmp_path / "b")
+    root = pathlib.Path(__file__).parents[2]
+    program = f"""
+import sys
+sys.path.insert(0, {str(root)!r})
+import rlplatform.runtime
+assert "ai_edge_litert" not in sys.modules, "importing the runtime loads the interpreter"
+assert rlplatform.runtime.Policy({str(bundle)!r}).act([0.1, 0, 0, 0]) == 0
+heavy = {{"tensorflow", "tf_keras", "keras", "gymnasium", "tomli_w"}} & set(sys.modules)
+ours = {{name for name in sys.modules if name.startswith("rlplatform.") and "runtime" not in name}}
+assert not heavy, heavy
+assert ours <= {{"rlplatform.errors"}}, ours
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+def test_the_folder_works_when_it_is_copied_out_and_renamed(tmp_path):
+    bundle = write_bundle(tmp_path / "b")
+    source = pathlib.Path(__file__).parents[2] / "rlplatform" / "runtime"
+    (tmp_path / "player").mkdir()
+    for file in source.glob("*.py"):
+        (tmp_path / "player" / file.name).write_bytes(file.read_bytes())
+    program = f"import player; assert player.Policy({str(bundle)!r}).act([0.1, 0, 0, 0]) == 0"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
