@@ -102,7 +102,7 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
     method, reason = _choose(made, model, calibration)
     contents = inspection.read(made[method])
     details = {
-        "method": method,
+        "method": method if "int8" in contents.weights else "none",
         "reason": reason,
         "target": target,
         "weights": contents.weights,

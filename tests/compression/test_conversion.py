@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from rlplatform.agents import networks
+from rlplatform.compression import agreement, canonical, conversion, convert, inspection
+from rlplatform.config import NetworkConfig
+from rlplatform.errors import RunError, UserError
+from rlplatform.runtime import open_graph
+
+RANGES = np.array([2.4, 3.0, 0.2, 3.0], np.float32)  # CartPole's, which differ fifteenfold
+
+
+def vector_network(hidden=(64, 64), offset=100.0):
+    """A random network on four numbers whose values lie around 100."""
+    keras.utils.set_random_seed(1)
+    model = networks.build(NetworkConfig(hidden_units=hidden), (4,), "float32", 3)
+    kernel, bias = model.get_layer("q").get_weights()
+    model.get_layer("q").set_weights([kernel, bias + offset])
+    return model
+
+
+def vectors(count=400, seed=0):
+    return (np.random.default_rng(seed).uniform(-1, 1, (count, 4)) * RANGES).astype(np.float32)
+
+
+def answers(content, observations, scaling=None):
+    """[N, A] values of a file, quantised and dequantised by hand."""
+    graph = open_graph(content, "file")
+    rows = []
+    for observation in observations:
+        if graph.observation.dtype == np.int8:
+            given = observation.astype(np.float64)
+            if scaling is not None:
+                given = (given - scaling.offset) * scaling.multiplier
+            given = np.rint(given / graph.observation.scale) + graph.observation.zero_point
+            observation = np.clip(given, -128, 127).astype(np.int8)
+        graph.write(graph.observation.index, observation[None])
+        graph.invoke()
+        row = graph.read(graph.q.index, 0)[0]
+        rows.append((row - float(graph.q.zero_point)) * graph.q.scale if graph.q.dtype == np.int8 else row)
+    return np.array(rows, np.float64)
+
+
+def kept(model, content, observations, scaling=None):
+    """Share of states with the network's action, and the error relative to the spread of the centred values."""
+    expected = agreement.centred(model(observations).numpy())
+    given = agreement.centred(answers(content, observations, scaling))
+    error = np.sqrt(((given - expected) ** 2).mean()) / expected.std()
+    return (given.argmax(axis=1) == expected.argmax(axis=1)).mean(), error
+
+
+@pytest.fixture(scope="module")
+def for_cpu():
+    model = vector_network()
+    return model, convert(canonical(model).model, vectors(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def for_mcu():
+    model = vector_network()
+    return model, convert(canonical(model).model, vectors(), "mcu")
+
+
+def test_the_float_file_gives_the_networks_centred_values_and_its_action(for_cpu):
+    model, files = for_cpu
+    seen = vectors(seed=1)
+    expected = agreement.centred(model(seen).numpy())
+    np.testing.assert_allclose(answers(files.float_file, seen), expected, atol=2e-5)  # values are around 100
+    graph = open_graph(files.float_file, "file")
+    assert graph.observation.shape == (1, 4)
+    assert graph.action is not None
+    assert (graph.action.dtype, graph.action.shape) == (np.int32, (1,))
+    for observation, row in zip(seen[:50], expected, strict=False):
+        graph.write(graph.observation.index, observation[None])
+        graph.invoke()
+        assert graph.read(graph.action.index, 0)[0] == row.argmax()
+
+
+def test_for_a_cpu_large_layers_become_int8_and_small_ones_stay_float(for_cpu):
+    model, files = for_cpu
+    contents = inspection.read(files.int8_file)
+    assert files.quantisation["method"] == "dynamic"
+    assert files.scaling is None
+    assert contents.weights["int8"] == 64 * 64  # 4 x 64 and 64 x 3 are below 1,024
+    assert contents.weights["float32"] >= 4 * 64 + 64 * 3
+    assert not contents.static
+    assert len(files.int8_file) < 0.5 * len(files.float_file)
+    share, error = kept(model, files.int8_file, vectors(seed=1))
+    assert share > 0.98
+    assert error < 0.03
+
+
+def test_for_a_microcontroller_everything_is_int8_from_end_to_end(for_mcu):
+    model, files = for_mcu
+    contents = inspection.read(files.int8_file)
+    assert files.quantisation["method"] == "static"
+    assert contents.operators == ("FULLY_CONNECTED",) * 3
+    assert set(contents.weights) == {"int8"}
+    assert contents.float_islands == contents.foreign == ()
+    graph = open_graph(files.int8_file, "file")
+    assert graph.observation.dtype == graph.q.dtype == np.int8
+    assert graph.action is None
+    assert contents.q_step == pytest.approx(graph.q.scale)
+    assert files.quantisation["dense_scales"] == "per layer"
+    share, error = kept(model, files.int8_file, vectors(seed=1), files.scaling)
+    assert share > 0.95
+    assert error < 0.1
+
+
+def test_every_feature_uses_the_whole_int8_range(for_mcu):
+    _, files = for_mcu
+    seen = vectors()
+    graph = open_graph(files.int8_file, "file")
+    steps = (seen - files.scaling.offset) * files.scaling.multiplier / graph.observation.scale
+    assert (np.ptp(steps, axis=0) > 250).all()
+
+
+def test_a_feature_that_never_changes_does_not_break_the_scaling():
+    seen = vectors()
+    seen[:, 1] = 7.0
+    scaling = conversion._input_scaling(seen)
+    assert np.isfinite(scaling.multiplier).all()
+    np.testing.assert_allclose(((seen - scaling.offset) * scaling.multiplier)[:, 1], 0.0)
+
+
+def test_a_tiny_network_for_a_cpu_becomes_static_int8_where_that_is_faithful():
+    model = vector_network(hidden=(16, 16))
+    files = convert(canonical(model).model, vectors(), "cpu")
+    contents = inspection.read(files.int8_file)
+    assert files.quantisation["method"] == "static"
+    assert contents.static
+    assert set(contents.weights) == {"int8"}
+    assert contents.float_islands == ()
+    graph = open_graph(files.int8_file, "file")
+    assert graph.observation.dtype == graph.q.dtype == np.float32  # a CPU's file takes and gives floats
+    assert kept(model, files.int8_file, vectors(seed=1))[0] > 0.95
+
+
+def test_where_int8_would_not_help_a_cpu_the_file_says_that_nothing_was_done():
+    files = convert(canonical(vector_network(hidden=(8, 8))).model, vectors(), "cpu")
+    assert files.quantisation["method"] == "none"
+    assert "no layer has the 1,024 weights" in files.quantisation["reason"]
+    assert set(files.quantisation["weights"]) == {"float32"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cpu", "mcu"])
+def test_a_network_on_bytes_takes_bytes(target):
+    keras.utils.set_random_seed(0)
+    model = networks.build(NetworkConfig(torso="nature"), (36, 36, 2), "uint8", 3)
+    seen = np.random.default_rng(0).integers(0, 200, (60, 36, 36, 2), np.uint8)
+    files = convert(canonical(model).model, seen, target)
+    graph = open_graph(files.int8_file, "file")
+    assert open_graph(files.float_file, "file").observation.dtype == np.uint8
+    if target == "mcu":  # one step of the input is one, from -128 for 0
+        assert (graph.observation.dtype, graph.observation.scale, graph.observation.zero_point) == (np.int8, 1.0, -128)
+    else:
+        assert graph.observation.dtype == np.uint8
+    expected = agreement.centred(model(seen).numpy())
+    np.testing.assert_allclose(answers(files.float_file, seen), expected, atol=1e-5)
+    share, _ = kept(model, files.int8_file, seen)
+    assert share > 0.8
+
+
+@pytest.mark.slow
+def test_static_int8_can_be_asked_for_on_a_cpu():
+    model = vector_network()
+    files = convert(canonical(model).model, vectors(), "cpu", "static")
+    contents = inspection.read(files.int8_file)
+    assert contents.static
+    assert contents.q_step > 0
+    assert contents.operators[0] == "QUANTIZE"
+    assert contents.operators[-2:] == ("DEQUANTIZE", "ARG_MAX")
+    assert kept(model, files.int8_file, vectors(seed=1))[0] > 0.9
+
+
+def test_wrong_targets_are_refused_with_what_is_accepted():
+    model = canonical(vector_network()).model
+    with pytest.raises(UserError, match="unknown target 'gpu'; choices: cpu, mcu"):
+        convert(model, vectors(), "gpu")
+    with pytest.raises(UserError, match="dynamic int8 does not run on microcontrollers"):
+        convert(model, vectors(), "mcu", "dynamic")
+
+
+def test_what_the_converter_says_last_becomes_the_error(tmp_path):
+    (tmp_path / "jobs.json").write_text('[{"mode": "float", "saved_model": "missing", "output": "f.tflite"}]')
+    np.save(tmp_path / "calibration.npy", vectors())
+    with pytest.raises(RunError, match=r"the conversion to LiteRT failed: .*missing"):
+        conversion._run(tmp_path)
+
+
+@pytest.mark.parametrize(("words", "expected"), [("one\nboom\n", "boom"), ("", "it ended with 3")])
+def test_a_process_that_dies_is_told_by_its_last_line(tmp_path, monkeypatch, words, expected):
+    program = tmp_path / "dies.py"
+    program.write_text(f"import os, sys; sys.stderr.write({words!r}); sys.stderr.flush(); os._exit(3)")
+    monkeypatch.setattr(conversion.worker, "__file__", str(program))
+    with pytest.raises(RunError, match=f"the conversion to LiteRT failed: {expected}"):
+        conversion._run(tmp_path)
