@@ -26,6 +26,7 @@ from rlplatform.compression.reference import (
     network_of,
     open_bundle,
 )
+from rlplatform.compression.table import table
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError
@@ -33,7 +34,7 @@ from rlplatform.runtime import MANIFEST, Policy, read_file
 from rlplatform.training import Act, Evaluation, evaluate
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str], None]
 
 VISITED_STATES = 10_000
 VISITED_BYTES = 2**27  # Of images, fewer states are compared.
@@ -112,28 +113,26 @@ class Verification:
         if not self.passed:
             raise RunError(self.failures[0])
 
-    def to_dict(self) -> dict[str, Any]:
-        """What goes into `policy.json` and `--json`: numbers, texts, lists and dicts."""
-        tree: dict[str, Any] = {
-            "passed": self.passed,
-            "environment": self.environment,
-            "episodes": self.episodes,
-            "seed": self.seed,
-            "random_return": self.random_return,
-            "margin": self.margin,
-            "gates": [gate._asdict() for gate in self.gates],
-            "rows": [],
-            "machine": self.machine,
-        }
-        for row in self.rows:
-            entry = dataclasses.asdict(row)
-            for name in ("golden", "visited"):
-                found: Agreement | None = getattr(row, name)
-                entry[name] = None
+    def table(self) -> str:
+        """For a terminal: the network beside its files, and the gates that do not hold."""
+        head = (
+            f"{self.environment}: {self.episodes} episodes for each, on the same seeds "
+            f"(random actions: {self.random_return:.1f})"
+        )
+        foot = self.failures or [f"all {len(self.gates)} gates passed"]
+        return "\n".join([head, table(self.rows), *foot])
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program: numbers, texts, lists and dicts."""
+        tree = dataclasses.asdict(self)
+        tree["path"] = str(self.path)
+        tree["gates"] = [gate._asdict() for gate in self.gates]
+        for entry, row in zip(tree["rows"], self.rows, strict=True):
+            for states in ("golden", "visited"):
+                found: Agreement | None = getattr(row, states)
                 if found is not None:
-                    entry[name] = found._asdict() | {"bins": [part._asdict() for part in found.bins]}
-            tree["rows"].append(entry)
-        return tree
+                    entry[states] = found._asdict() | {"bins": [part._asdict() for part in found.bins]}
+        return {"passed": self.passed, "failures": self.failures} | tree
 
 
 def verify(
@@ -151,7 +150,7 @@ def verify(
         episodes: of the network, of each file and of random actions, on the same seeds.
         seed: what those seeds follow from (stream `verification`).
         factory: a callable that makes the environment, where `policy.json` names none that can be made.
-        progress: is told what is going on, how much of it is done, and out of how much.
+        progress: is told, in a few words, what begins.
 
     Raises:
         UserError: the folder is no bundle, has no network to compare with, or its environment cannot be made.
@@ -221,19 +220,10 @@ class _Arena:
 
     def play(self, name: str, act: Act, reservoir: Reservoir | None = None) -> Evaluation:
         """All episodes under one policy; what it sees goes into the reservoir."""
-
-        def on_episode(finished: int) -> None:
-            if self._progress is not None:
-                self._progress(f"playing {name}", finished, len(self._seeds))
-
-        return evaluate(
-            act,
-            self._environment,
-            self._seeds,
-            factory=self._factory,
-            on_episode=on_episode,
-            on_observation=None if reservoir is None else reservoir.add,
-        )
+        if self._progress is not None:
+            self._progress(f"playing {len(self._seeds)} episodes: {name}")
+        see = None if reservoir is None else reservoir.add
+        return evaluate(act, self._environment, self._seeds, factory=self._factory, on_observation=see)
 
 
 def _act(policy: Policy, states: Array) -> Array:

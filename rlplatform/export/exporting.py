@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from rlplatform.export import bundle
 from rlplatform.training import Run
 
 Array = np.ndarray[Any, Any]
+Which = Literal["best", "last"]
 
 FORMATS = ("tflite", "saved_model")
 FLOAT_FILE, INT8_FILE = "policy.tflite", "policy_int8.tflite"
@@ -48,10 +49,11 @@ def export(
     force: bool = False,
     overwrite: bool = False,
     *,
+    which: Which = "best",
     factory: Factory | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Exports the best policy of a run as a bundle that is verified, or not at all.
+    """Exports a run's policy as a bundle that is verified, or not at all.
 
     Args:
         run: the run, or its folder.
@@ -62,8 +64,9 @@ def export(
         seed: of the verification's episodes and of the states that are sampled.
         force: keep the bundle though a gate fails; `policy.json` says so.
         overwrite: replace a bundle that lies at `out`.
+        which: the policy that evaluated best, or the newest one.
         factory: a callable that makes the environment, for a run that was given one.
-        progress: is told what is going on, how much of it is done, and out of how much.
+        progress: is told, in a few words, what begins.
 
     Returns:
         The verification, whose `path` is `out`.
@@ -78,8 +81,8 @@ def export(
     if target not in compression.TARGETS:
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
     bundle.check(out, overwrite)
-    subject = _prepare(run, target, seed, factory, progress)
-    manifest, details = _describe(run, subject)
+    subject = _prepare(run, which, target, seed, factory, progress)
+    manifest, details = _describe(run, which, subject)
     with bundle.draft(out, overwrite) as folder:
         with bundle.writing(out):
             (folder / FLOAT_FILE).write_bytes(subject.files.float_file)
@@ -92,12 +95,14 @@ def export(
         if not verification.passed and not force:
             raise RunError(f"{verification.failures[0]}; {out} was not written")
         manifest["default"] = _default(verification)
-        manifest["verification"] = {"forced": not verification.passed, **verification.to_dict()}
+        verification = dataclasses.replace(verification, path=out)
+        manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
+        del manifest["verification"]["path"]
         with bundle.writing(out):
             if "saved_model" not in chosen:
                 shutil.rmtree(folder / NETWORK)
             bundle.seal(folder, manifest, details)
-    return dataclasses.replace(verification, path=out)
+    return verification
 
 
 def _formats(formats: Iterable[str]) -> set[str]:
@@ -107,21 +112,21 @@ def _formats(formats: Iterable[str]) -> set[str]:
     return chosen
 
 
-def _prepare(run: Run, target: Target, seed: int, factory: Factory | None, progress: Progress | None) -> _Subject:
+def _prepare(
+    run: Run, which: Which, target: Target, seed: int, factory: Factory | None, progress: Progress | None
+) -> _Subject:
     """Collects observations, folds the network and converts it."""
-    report = progress or (lambda what, done, of: None)
-    report("collecting observations", 0, 3)
-    network = run.network("best")
+    report = progress or (lambda words: None)
+    report("collecting observations")
+    network = run.network(which)
     frame_bytes = int(np.prod(run.observation_shape)) * np.dtype(run.spec.observation_dtype).itemsize
     count = max(GOLDEN_STATES, min(POOL, POOL_BYTES // frame_bytes))
-    on_policy = compression.visited(run.act("best"), run.config.environment, count, seed, factory=factory)
+    on_policy = compression.visited(run.act(which), run.config.environment, count, seed, factory=factory)
     pool = compression.mixture(on_policy, run.observations(count, seed), count, seed)
-    report("folding the network", 1, 3)
     canonical = compression.canonical(network)
     golden = _golden(network, canonical, pool)
-    report("converting", 2, 3)
+    report(f"converting for {target}")
     files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target)
-    report("converting", 3, 3)
     return _Subject(network, canonical, files, golden)
 
 
@@ -137,10 +142,10 @@ def _golden(network: Any, canonical: Canonical, pool: Array) -> Golden:
     return Golden(observations, q[chosen], actions.astype(np.int64))
 
 
-def _describe(run: Run, subject: _Subject) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What `policy.json` says, and what it says of the single files."""
     environment, spec, files = run.config.environment, run.spec, subject.files
-    best = run.best()
+    best = run.best() if which == "best" else None  # The newest policy's step stands in its checkpoint alone.
     machine = compression.machine()
     manifest = {
         "environment": {
@@ -169,8 +174,8 @@ def _describe(run: Run, subject: _Subject) -> tuple[dict[str, Any], dict[str, di
             "rlplatform": rlplatform.__version__,
             "run": run.path.resolve().name,
             "seed": run.config.seed,
+            "policy": which,
             "steps": None if best is None else best.step,
-            "mean_return": None if best is None else best.mean_return,
             "config": configuration.to_toml(run.config),
             "machine": machine,
         },

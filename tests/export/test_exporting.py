@@ -1,0 +1,350 @@
+"""A policy known by heart goes all the way to a verified bundle, and broken ones do not."""
+
+import json
+import shutil
+
+import flatbuffers
+import gymnasium as gym
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+
+from rlplatform import compression, envs
+from rlplatform.agents import networks
+from rlplatform.config import Config
+from rlplatform.errors import RunError, UserError
+from rlplatform.export import bundle, export, exporting, read, verify
+from rlplatform.runtime import Policy
+from rlplatform.training import Best, Run
+
+RULE = np.array([1.0, 3.0, 9.0, 7.0])  # Push to where RULE @ observation points: 500.0 on every CartPole episode.
+EPISODES = 4
+
+
+def cartpole_run(path, env_id="CartPole-v1", frame_stack=1, action_start=0, offset=50.0):
+    """A run whose best policy is RULE, as a network of two layers of 64 units and values around `offset`."""
+    config = Config().replace(
+        environment={"id": env_id, "frame_stack": frame_stack}, network={"hidden_units": [64, 64]}, seed=7
+    )
+    run = Run(path, config, envs.Spec((4,), "float32", 2, action_start))
+    path.mkdir()
+    run.create("0")
+    rng = np.random.default_rng(0)
+    right = np.arange(64) % 2 == 1  # Every other unit speaks for action 1.
+    sign = np.where(right, 1.0, -1.0)
+    first = RULE[:, None] * sign * rng.uniform(0.5, 1.5, 64)
+    second = np.where(right[:, None] == right, rng.uniform(0.5, 1.5, (64, 64)), 0.0) / 32
+    last = np.stack([~right, right], axis=1) * rng.uniform(0.5, 1.5, (64, 1)) / 32
+    first = np.concatenate([np.zeros((4 * (frame_stack - 1), 64)), first])
+    weights = [first, np.zeros(64), second, np.zeros(64), last, np.full(2, offset)]
+    network = networks.build(config.network, run.observation_shape, "float32", 2)
+    assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
+    replayed = rng.uniform(-1, 1, (300, 4 * frame_stack)) * np.tile([2.4, 3.0, 0.2, 3.0], frame_stack)
+    run.save_best(Best(12_345, 500.0, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    run = cartpole_run(folder / "run")
+    said = []
+    verification = export(run, folder / "bundle", episodes=EPISODES, progress=said.append)
+    return run, folder / "bundle", verification, said
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    """A copy of the bundle that a test may break."""
+    return shutil.copytree(exported[1], tmp_path / "bundle")
+
+
+def test_a_policy_that_is_known_to_score_500_scores_500_as_a_file(exported):
+    _, path, verification, _ = exported
+    assert verification.passed
+    assert [row.name for row in verification.rows] == ["network", "policy.tflite", "policy_int8.tflite"]
+    for row in verification.rows:
+        assert (row.mean.low, row.mean.estimate, row.mean.high) == (500.0, 500.0, 500.0)
+    observation, _ = (env := gym.make("CartPole-v1")).reset(seed=123)
+    policy, total, over = Policy(path), 0.0, False
+    while not over:
+        observation, reward, terminated, truncated, _ = env.step(policy.act(observation))
+        total, over = total + reward, terminated or truncated
+    env.close()
+    assert total == 500.0
+
+
+def test_every_gate_is_tried_by_name(exported):
+    _, _, verification, _ = exported
+    tried = {(gate.name, gate.file) for gate in verification.gates}
+    common = ("operators", "return", "mean return")
+    assert tried == (
+        {("hashes", "policy.json"), ("algebra", "network"), ("converter", "policy.tflite")}
+        | {(name, "policy.tflite") for name in common}
+        | {(name, "policy_int8.tflite") for name in (*common, "agreement", "saturation", "scale")}
+    )
+
+
+def test_the_bundle_holds_what_it_promises(exported):
+    run, path, _, _ = exported
+    manifest = read(path)
+    assert {"policy.tflite", "policy_int8.tflite", "golden.npz", "saved_model/saved_model.pb"} <= set(manifest["files"])
+    assert manifest["environment"]["id"] == "CartPole-v1"
+    assert manifest["environment"]["gymnasium"] == gym.__version__
+    assert manifest["observation"] == {"shape": [4], "dtype": "float32", "frame_shape": [4], "frame_stack": 1}
+    assert manifest["action"] == {"count": 2, "start": 0}
+    assert manifest["network"]["folds"] == ["centred the values of the actions"]
+    provenance = manifest["provenance"]
+    assert (provenance["seed"], provenance["steps"], provenance["run"]) == (7, 12_345, "run")
+    assert 'id = "CartPole-v1"' in provenance["config"]
+    quantisation = manifest["files"]["policy_int8.tflite"]["quantisation"]
+    assert quantisation["method"] == "dynamic"
+    assert quantisation["weights"]["int8"] == 64 * 64
+    assert manifest["verification"]["passed"]
+    assert not manifest["verification"]["forced"]
+    assert manifest["default"] == "int8"
+    assert manifest["files"]["policy.tflite"]["bytes"] == (path / "policy.tflite").stat().st_size
+    assert run.path.is_dir()
+
+
+def test_half_of_the_golden_states_are_those_with_the_smallest_gaps(exported):
+    run, path, _, _ = exported
+    with np.load(path / "golden.npz") as golden:
+        observations, q, actions = golden["observations"], golden["q"], golden["actions"]
+    assert len(observations) == len(q) == len(actions) == 1_000
+    expected = run.network()(observations).numpy()
+    np.testing.assert_array_equal(actions, expected.argmax(axis=1))
+    np.testing.assert_allclose(q, expected - expected.mean(axis=1, keepdims=True), atol=1e-4)
+    gaps = np.abs(q[:, 0] - q[:, 1])
+    assert gaps[:500].max() <= gaps[500:].min()
+
+
+def test_progress_is_told_in_order(exported):
+    said = exported[3]
+    assert said[:2] == ["collecting observations", "converting for cpu"]
+    assert said[-1] == f"playing {EPISODES} episodes: policy_int8.tflite"
+
+
+def test_a_verification_is_read_by_people_and_by_programs(exported):
+    _, _, verification, _ = exported
+    lines = verification.table().splitlines()
+    assert lines[0].startswith(f"CartPole-v1: {EPISODES} episodes for each, on the same seeds")
+    assert [line.split()[0] for line in lines[2:5]] == ["network", "policy.tflite", "policy_int8.tflite"]
+    assert "500.0 ± 0.0" in lines[4]
+    assert lines[5] == f"all {len(verification.gates)} gates passed"
+    tree = json.loads(json.dumps(verification.to_json(), allow_nan=False))
+    assert tree["passed"]
+    assert tree["rows"][2]["visited"]["bins"][0]["low"] == 0.0
+    assert tree["rows"][0]["mean"]["estimate"] == 500.0
+
+
+def test_verify_needs_nothing_but_the_bundle(exported, copied):
+    shutil.copytree(exported[0].path, copied.parent / "elsewhere")
+    verification = verify(copied, episodes=2, seed=5)
+    assert verification.passed
+    assert verification.episodes == 2
+    assert verification.path == copied
+
+
+def test_verify_refuses_a_changed_byte_by_the_files_name(copied):
+    content = bytearray((copied / "policy_int8.tflite").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / "policy_int8.tflite").write_bytes(content)
+    with pytest.raises(RunError, match=r"gate 'hashes' failed: .*policy_int8\.tflite was changed after it was written"):
+        verify(copied, episodes=1)
+
+
+def test_verify_without_the_network_says_what_is_missing(copied):
+    shutil.rmtree(copied / "saved_model")
+    reseal(copied)
+    with pytest.raises(UserError, match="has no saved_model/, so there is no network to compare its files with"):
+        verify(copied, episodes=1)
+
+
+# --- policies that are broken on purpose ----------------------------------------------------------------------------
+
+
+def reseal(folder):
+    """Makes the hashes of a bundle fit its files again, as someone who means harm would."""
+    manifest = json.loads((folder / "policy.json").read_text())
+    sealed = {"sha256", "bytes", "gzip_bytes"}
+    details = {
+        name: {key: value for key, value in entry.items() if key not in sealed}
+        for name, entry in manifest.pop("files").items()
+    }
+    bundle.seal(folder, {k: v for k, v in manifest.items() if k not in ("format", "version", "sha256")}, details)
+
+
+def broken(content, change):
+    """A .tflite file with changed weights: `change(kernels)` gets the arrays `[U, I]` of its Dense layers, in order."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    graph = model.subgraphs[0]
+    indices = [int(op.inputs[1]) for op in graph.operators if len(op.inputs) == 3]
+    kinds = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.INT8: np.int8}
+    tensors = [graph.tensors[index] for index in indices]
+    kernels = []
+    for tensor in tensors:
+        data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
+        kernels.append(data.view(kinds[tensor.type]).reshape(tensor.shape).copy())
+    change(kernels)
+    for tensor, kernel in zip(tensors, kernels, strict=True):
+        model.buffers[tensor.buffer].data = kernel.view(np.uint8).ravel()
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def shuffle_weights(kernels):
+    kernels[1][:] = np.random.default_rng(0).permutation(kernels[1].ravel()).reshape(kernels[1].shape)
+
+
+def flip_the_sign_of_an_action(kernels):
+    kernels[2][0] *= -1
+
+
+def swap_the_actions(kernels):
+    kernels[2][:] = kernels[2][::-1].copy()
+
+
+def scale_the_head(kernels):
+    kernels[2] *= 10
+
+
+def change_nothing(kernels):
+    pass
+
+
+BREAKS = [
+    (shuffle_weights, "policy.tflite", {"converter"}),
+    (flip_the_sign_of_an_action, "policy.tflite", {"converter"}),
+    (swap_the_actions, "policy.tflite", {"converter", "return", "mean return"}),
+    (scale_the_head, "policy.tflite", {"converter"}),
+    (shuffle_weights, "policy_int8.tflite", {"scale"}),
+    (flip_the_sign_of_an_action, "policy_int8.tflite", {"scale"}),
+    (swap_the_actions, "policy_int8.tflite", {"agreement", "scale", "return", "mean return"}),
+    (scale_the_head, "policy_int8.tflite", {"scale"}),
+]
+
+
+@pytest.mark.parametrize(("change", "file", "gates"), BREAKS)
+def test_a_policy_that_was_broken_on_purpose_is_refused_by_name(copied, change, file, gates):
+    (copied / file).write_bytes(broken((copied / file).read_bytes(), change))
+    reseal(copied)
+    verification = verify(copied, episodes=2)
+    failed = {gate.name for gate in verification.gates if not gate.passed}
+    assert gates <= failed
+    assert {gate.file for gate in verification.gates if not gate.passed} == {file}
+    with pytest.raises(RunError, match=f"gate '.*' failed for {file}"):
+        verification.require()
+    assert verification.failures[0] in verification.table()
+
+
+def test_a_file_that_was_only_rewritten_passes(copied):
+    for file in ("policy.tflite", "policy_int8.tflite"):
+        (copied / file).write_bytes(broken((copied / file).read_bytes(), change_nothing))
+    reseal(copied)
+    assert verify(copied, episodes=1).passed
+
+
+def test_golden_values_of_another_network_fail_the_algebra_gate(copied):
+    with np.load(copied / "golden.npz") as golden:
+        arrays = dict(golden)
+    arrays["q"] = arrays["q"][::-1]
+    np.savez_compressed(copied / "golden.npz", **arrays)
+    reseal(copied)
+    failed = {gate.name for gate in verify(copied, episodes=1).gates if not gate.passed}
+    assert "algebra" in failed
+
+
+@pytest.fixture
+def conversion_that_swaps_actions(exported, monkeypatch):
+    content = (exported[1] / "policy_int8.tflite").read_bytes()
+    files = compression.Files(
+        (exported[1] / "policy.tflite").read_bytes(), broken(content, swap_the_actions), None, {"method": "dynamic"}
+    )
+    monkeypatch.setattr(exporting.compression, "convert", lambda *arguments: files)
+
+
+def test_export_refuses_what_fails_and_writes_nothing(exported, conversion_that_swaps_actions, tmp_path):
+    with pytest.raises(RunError, match=r"gate 'agreement' failed for policy_int8\.tflite: .*; .*out was not written"):
+        export(exported[0], tmp_path / "out", episodes=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_by_force_says_so_and_does_not_prefer_the_failed_file(exported, conversion_that_swaps_actions, tmp_path):
+    verification = export(exported[0], tmp_path / "out", episodes=2, force=True)
+    assert not verification.passed
+    manifest = read(tmp_path / "out")
+    assert manifest["verification"]["forced"]
+    assert not manifest["verification"]["passed"]
+    assert "gate 'agreement' failed for policy_int8.tflite" in manifest["verification"]["failures"][0]
+    assert manifest["default"] == "float"
+    assert Policy(tmp_path / "out").variant == "float"
+
+
+def test_without_the_format_saved_model_the_bundle_has_no_network(exported, monkeypatch, tmp_path):
+    files = [(exported[1] / name).read_bytes() for name in ("policy.tflite", "policy_int8.tflite")]
+    monkeypatch.setattr(exporting.compression, "convert", lambda *arguments: compression.Files(*files, None, {}))
+    verification = export(exported[0], tmp_path / "out", formats=["tflite"], episodes=1)
+    assert verification.passed
+    assert not (tmp_path / "out" / "saved_model").exists()
+    assert set(read(tmp_path / "out")["files"]) == {"policy.tflite", "policy_int8.tflite", "golden.npz"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"formats": ["onxn"]}, "unknown format 'onxn'; choices: tflite, saved_model"),
+        ({"formats": ["savedmodel"]}, "unknown format 'savedmodel'; did you mean 'saved_model'?"),
+        ({"target": "mcux"}, "unknown target 'mcux'; did you mean 'mcu'?"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_done(exported, tmp_path, arguments, sentence):
+    with pytest.raises(UserError) as refusal:
+        export(exported[0], tmp_path / "out", **arguments)
+    assert str(refusal.value) == sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_does_not_replace_a_bundle_unasked(exported):
+    with pytest.raises(UserError, match="holds a bundle already"):
+        export(exported[0], exported[1])
+
+
+# --- the other target, stacked frames, actions that begin elsewhere -------------------------------------------------
+
+SHIFTED = """
+import gymnasium as gym
+
+
+class Shifted(gym.ActionWrapper):
+    def __init__(self):
+        super().__init__(gym.make("CartPole-v1"))
+        self.action_space = gym.spaces.Discrete(2, start=3)
+
+    def action(self, action):
+        assert action in (3, 4)
+        return action - 3
+"""
+
+
+@pytest.mark.slow
+def test_a_microcontrollers_bundle_of_stacked_frames_and_shifted_actions_plays_as_well(tmp_path):
+    (tmp_path / "shifted.py").write_text(SHIFTED)
+    env_id = f"{tmp_path}/shifted.py:Shifted"
+    run = cartpole_run(tmp_path / "run", env_id, frame_stack=2, action_start=3)
+    verification = export(run, tmp_path / "bundle", target="mcu", episodes=EPISODES)
+    assert verification.passed
+    manifest = read(tmp_path / "bundle")
+    assert manifest["observation"] == {"shape": [8], "dtype": "float32", "frame_shape": [4], "frame_stack": 2}
+    assert manifest["preprocessing"]
+    assert len(manifest["files"]["policy_int8.tflite"]["input_scaling"]["offset"]) == 8
+    policy = Policy(tmp_path / "bundle", "int8")
+    env = envs.make_single(run.config.environment)
+    policy.reset()
+    (observation, _), total, over = env.reset(seed=3), 0.0, False
+    while not over:
+        observation, reward, terminated, truncated, _ = env.step(policy.step(observation))
+        total, over = total + reward, terminated or truncated
+    env.close()
+    assert total == 500.0
