@@ -68,8 +68,7 @@ class Policy:
         self._graph = open_graph(read_file(folder, manifest, self.file), str(folder / self.file), num_threads)
         self._check_contract(folder)
         self._quantise = _quantiser(self._graph, manifest["files"][self.file].get("input_scaling"))
-        decide, start = self._fast_path(), self.action_start
-        self._decide = (lambda observation: decide(observation) + start) if start else decide
+        self._decide = self._decision()
 
     def act(self, observation: Any) -> int:
         """The greedy action for one observation `[O...]`, as the environment counts: `action_start` is the first.
@@ -86,9 +85,7 @@ class Policy:
             ObservationError: like `act`.
         """
         graph = self._graph
-        observation = self._admit(observation)
-        if not self._finite(observation):
-            raise self._not_finite(observation)
+        observation = self._checked(observation)
         given = observation[None] if self._quantise is None else self._quantise(observation)
         graph.write(graph.observation.index, given)
         graph.invoke()
@@ -126,41 +123,52 @@ class Policy:
 
     # --- how a decision is made -------------------------------------------------------------------------------------
 
-    def _fast_path(self) -> Callable[[Any], int]:
+    def _decision(self) -> Callable[[Any], int]:
         """The decision as one closure: at a microsecond per decision, every attribute that is looked up counts."""
         write, invoke, read = self._graph.write, self._graph.invoke, self._graph.read
-        shape, dtype, finite, quantise = self.observation_shape, self._dtype, self._finite, self._quantise
-        admit, not_finite, array = self._admit, self._not_finite, np.ndarray
-        target, q = self._graph.observation.index, self._graph.q.index
+        target, action, q = self._graph.observation.index, self._graph.action, self._graph.q.index
+        start, checked, quantise = self.action_start, self._checked, self._quantise
 
-        def admitted(observation: Any) -> Array:
-            if type(observation) is not array or observation.dtype is not dtype or observation.shape != shape:
-                observation = admit(observation)
-            if not finite(observation):
-                raise not_finite(observation)
-            return observation  # type: ignore[no-any-return]
-
-        if quantise is None and self._graph.action is not None:
-            action = self._graph.action.index
-
-            def decide(observation: Any) -> int:
-                if type(observation) is not array or observation.dtype is not dtype or observation.shape != shape:
-                    observation = admit(observation)
-                if not finite(observation):
-                    raise not_finite(observation)
-                write(target, observation[None])
-                invoke()
-                return read(action, 0).item()  # type: ignore[no-any-return]
-
-            return decide
-
-        def decide_from_q(observation: Any) -> int:
-            observation = admitted(observation)
+        def decide(observation: Any) -> int:
+            observation = checked(observation)
             write(target, observation[None] if quantise is None else quantise(observation))
             invoke()
-            return int(read(q, 0).argmax())
+            return start + (int(read(q, 0).argmax()) if action is None else read(action.index, 0).item())
 
-        return decide_from_q
+        small = self._dtype == np.float32 and len(self.observation_shape) == 1 and self.observation_shape[0] <= _SMALL
+        if action is None or quantise is not None or start or not small:
+            return decide
+        index, dtype, isfinite = action.index, self._dtype, math.isfinite
+
+        def decide_at_once(observation: Any) -> int:
+            """For a few numbers: the interpreter itself refuses another shape, and `decide` says why."""
+            try:
+                if observation.dtype is not dtype or not isfinite(sum(observation.tolist())):
+                    return decide(observation)
+                write(target, observation[None])
+            except (AttributeError, IndexError, OverflowError, TypeError, ValueError):
+                return decide(observation)
+            invoke()
+            return read(index, 0).item()  # type: ignore[no-any-return]
+
+        return decide_at_once
+
+    def _checked(self, observation: Any) -> Array:
+        """The observation `[O...]` in the contract's dtype, all of it finite.
+
+        Raises:
+            ObservationError: it is not one.
+        """
+        as_agreed = (
+            type(observation) is np.ndarray
+            and observation.dtype is self._dtype
+            and observation.shape == self.observation_shape
+        )
+        array: Array = observation if as_agreed else self._admit(observation)
+        if not self._finite(array):
+            index = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
+            raise ObservationError(f"an observation must be finite; got {array[index]} at {list(index)}")
+        return array
 
     def _admit(self, observation: Any) -> Array:
         """The observation as an array of the contract's shape and dtype, where that changes no meaning."""
@@ -186,10 +194,6 @@ class Policy:
             raise ObservationError(f"an observation must hold real numbers ({self._dtype}); got {given.dtype}")
         with np.errstate(over="ignore"):  # Too great for float32 becomes infinite, which is refused.
             return np.ascontiguousarray(given, self._dtype)
-
-    def _not_finite(self, observation: Array) -> ObservationError:
-        index = tuple(int(axis) for axis in np.argwhere(~np.isfinite(observation))[0])
-        return ObservationError(f"an observation must be finite; got {observation[index]} at {list(index)}")
 
     def _check_contract(self, folder: pathlib.Path) -> None:
         graph, name = self._graph, folder / self.file

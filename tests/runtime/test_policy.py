@@ -139,12 +139,16 @@ def test_of_equal_values_the_lowest_index_is_taken(tmp_path, with_action):
     assert Policy(bundle).act(np.array([2.0], np.float32)) == 1
 
 
-def test_any_real_numbers_are_taken_for_float32(policy):
-    expected = policy.act(np.array([1, 2, 3, 4], np.float32))
-    for given in ([1, 2, 3, 4], (1.0, 2.0, 3.0, 4.0), np.arange(1, 5), np.arange(1, 5, dtype=np.float64)):
-        assert policy.act(given) == expected
-    assert policy.act(np.repeat(np.arange(1, 5, dtype=np.float32), 2)[::2]) == expected  # not contiguous
-    assert policy.act(np.arange(1, 5, dtype=">f4")) == expected  # the other byte order
+def test_any_real_numbers_are_taken_for_float32_however_they_lie_in_memory(policy):
+    for observation in np.random.default_rng(0).integers(-9, 9, (50, 4)):
+        if observation @ KERNEL[0] == 0:
+            continue
+        expected = int(observation @ KERNEL[0] < 0)
+        kinds = [np.int64, np.int8, np.float16, np.float32, np.float64, ">f4", ">f8"]
+        for given in (list(observation), tuple(observation), *(observation.astype(kind) for kind in kinds)):
+            assert policy.act(given) == expected
+        assert policy.act(np.repeat(observation.astype(np.float32), 2)[::2]) == expected
+        assert policy.act(observation.astype(np.float32)[::-1].copy()[::-1]) == expected
 
 
 @pytest.mark.parametrize("width", [4, 65])  # two ways of checking that numbers are finite
