@@ -8,9 +8,9 @@ import numpy as np
 class Block(NamedTuple):
     """T steps of N environments, time-major; arrays of numpy when collected, tensors inside `learn`.
 
-    A *slot* is one environment's part of one row. It holds what was seen and done at that step; what was seen next is in the
-    next slot. A *dead* slot carries an observation that only closes an episode (Gymnasium's NEXT_STEP autoreset): its action
-    and reward mean nothing, and it is never the start of a transition.
+    A *slot* is one environment's part of one row. It holds what was seen and done at that step; what was seen next is
+    in the next slot. A *dead* slot carries an observation that only closes an episode (Gymnasium's NEXT_STEP
+    autoreset): its action and reward mean nothing, and it is never the start of a transition.
     """
 
     observation: Any  # [T, N, O...] in the environment's dtype, one frame

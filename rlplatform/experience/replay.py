@@ -10,8 +10,8 @@ from rlplatform.experience.returns import n_step_return, stack_rows
 class Replay(tf.Module):
     """A ring of slots `[rows, N]`: one slot per environment and step, the next observation is the next slot's.
 
-    Variables are flat, `[rows * N, ...]`, and indexed with one integer, since XLA gathers from a variable in place only along
-    its first axis. Row r, counted from the first ever written, lies at ring row `r % rows`.
+    Variables are flat, `[rows * N, ...]`, and indexed with one integer, since XLA gathers from a variable in place only
+    along its first axis. Row r, counted from the first ever written, lies at ring row `r % rows`.
 
     Args:
         capacity: slots over all environments; rounded up to whole rows.
@@ -121,8 +121,8 @@ class Replay(tf.Module):
     def _lost(self) -> tf.Tensor | int:
         """Traced: how many of the oldest rows lack a frame of their stack.
 
-        None where the oldest row is the first of all and begins every environment's episode; a ring that was emptied in the
-        middle of a run fills again in the middle of episodes.
+        None where the oldest row is the first of all and begins every environment's episode; a ring that was emptied in
+        the middle of a run fills again in the middle of episodes.
         """
         if self.frame_stack == 1:
             return 0

@@ -1,4 +1,4 @@
-"""From rows of slots to transitions: n-step returns forwards in time, frame stacks backwards. Pure functions of tensors."""
+"""From rows of slots to transitions: n-step returns forwards, frame stacks backwards. Pure functions of tensors."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,10 @@ class Return(NamedTuple):
 
 
 def n_step_return(reward: tf.Tensor, terminated: tf.Tensor, dead: tf.Tensor, gamma: float) -> Return:
-    """Traced: sums rewards until a termination, a dead slot or n steps, whichever comes first (Sutton & Barto 2018, eq. 7.1).
+    """Traced: sums rewards until a termination, a dead slot or n steps, whichever comes first.
 
-    Arriving at a dead slot (a truncated episode's final observation) stops the sum but still bootstraps from there.
+    The n-step return of Sutton & Barto (2018), eq. 7.1. Arriving at a dead slot (a truncated episode's final observation)
+    stops the sum but still bootstraps from there.
 
     Args:
         reward: [n, B] float32, of the start slot and the n - 1 slots after it.

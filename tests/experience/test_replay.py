@@ -72,7 +72,7 @@ class Listed:
         return np.concatenate(arrays, axis=-1)
 
     def transition(self, row, env):
-        """Observation, action, reward, discount, next observation and weight of the transition that starts at a slot."""
+        """The transition that starts at a slot, as `Batch` has it: observation, action, reward, discount, ..."""
         start, total, discount = self.slot(row, env), 0.0, 1.0
         for step in range(self.n_step):
             slot, following = self.slot(row + step, env), self.slot(row + step + 1, env)
