@@ -51,6 +51,11 @@ def build(config: NetworkConfig, observation_shape: tuple[int, ...], observation
     return keras.Model(observation, q, name="q_network")
 
 
+def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:
+    """Whether the network is made of dense layers alone, as far as its configuration tells."""
+    return torso_function(config.torso, observation_shape) is mlp
+
+
 def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
     """The torso by name; `auto` takes `nature` for images and `mlp` for all else."""
     if name == "auto":

@@ -11,7 +11,8 @@ import numpy as np
 
 import rlplatform
 from rlplatform import config as configuration
-from rlplatform import envs
+from rlplatform import devices, envs
+from rlplatform.agents import networks
 from rlplatform.config import Config
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
@@ -100,6 +101,8 @@ def session(
     vector = envs.make(config.environment, factory)
     try:
         run = Run(path, config, envs.spec_of(vector, env_id))
+        dense = networks.is_dense(config.network, run.observation_shape)
+        devices.limit_threads(config.threads or (1 if dense else 0))
         with _locked(run):
             run.create(rlplatform.__version__)
             if on_start is not None:

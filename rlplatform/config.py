@@ -204,6 +204,7 @@ class Config:
 
     seed: int = _field(0, "every random number of the run follows from it", 0, 2**31 - 1)
     device: Literal["auto", "cpu", "gpu"] = _field("auto", "where the learner runs")
+    threads: int = _field(0, "cores for one operation; 0: one for dense networks, all for convolutions", 0, 1024)
     environment: EnvironmentConfig = EnvironmentConfig()
     network: NetworkConfig = NetworkConfig()
     replay: ReplayConfig = ReplayConfig()
@@ -492,7 +493,7 @@ def differences(one: Config, other: Config) -> list[str]:
     """The dotted keys whose values differ."""
 
     def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-        parts = {}
+        parts: dict[str, Any] = {}
         for key, value in tree.items():
             parts |= flat(value, _join(path, key)) if isinstance(value, Mapping) else {_join(path, key): value}
         return parts

@@ -116,6 +116,11 @@ class Loop:
         """Gradient updates so far."""
         return self._updates
 
+    @property
+    def scheduled_learning_rate(self) -> float:
+        """What `optimizer.learning_rate` says at this step, before the scale."""
+        return schedules.value(self._config.optimizer.learning_rate, self.step, self._config.training.total_steps)
+
     def stop(self, reason: str) -> None:
         """Ends the run after this round, with everything saved."""
         self._reason = self._reason or reason
@@ -176,8 +181,7 @@ class Loop:
         return self._learner.learn_block(block, self._learning_rate())
 
     def _learning_rate(self) -> float:
-        rate = schedules.value(self._config.optimizer.learning_rate, self.step, self._config.training.total_steps)
-        return rate * self.learning_rate_scale
+        return self.scheduled_learning_rate * self.learning_rate_scale
 
     @property
     def _block_size(self) -> int:
@@ -309,7 +313,7 @@ class Loop:
             "episodes": list(self._episodes),
             "evaluation": self._evaluation,
             "evaluated_at": self._evaluated_at,
-            "callbacks": [callback.state() for callback in self._callbacks],
+            "callbacks": callbacks_module.states(self._callbacks),
         }
         self._checkpoints.save(self.step, self._learner.state(self._config.checkpoint.replay), host)
         self._saved_step = self.step
@@ -326,8 +330,7 @@ class Loop:
         self.learning_rate_scale = host["learning_rate_scale"]
         self._episodes.extend(host["episodes"])
         self._evaluation, self._evaluated_at = host["evaluation"], host["evaluated_at"]
-        for callback, state in zip(self._callbacks, host["callbacks"], strict=False):
-            callback.load_state(state)
+        callbacks_module.load_states(self._callbacks, host["callbacks"])
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:

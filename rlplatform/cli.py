@@ -1,0 +1,312 @@
+"""The command line: parses, calls `rlplatform.api`, prints. Every error is one sentence."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import rlplatform
+from rlplatform.config import nearest
+from rlplatform.errors import RunError, UserError
+
+EPILOG = "Every command takes --json (one JSON object on the last line of standard output), --debug and --help."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with the nearest valid choice in its errors, raised as `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage."""
+        raise UserError(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "command" if isinstance(action, argparse._SubParsersAction) else argparse._get_action_name(action)
+            raise UserError(f"unknown {name} {value!r}; {nearest(str(value), map(str, action.choices))}")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses unknown options by the nearest known one."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = getattr(known, "parser", self)._option_string_actions
+            hint = nearest(unknown[0].partition("=")[0], options) if unknown[0].startswith("-") else "it is one too many"
+            raise UserError(f"unknown argument {unknown[0]!r}; {hint}")
+        return known
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, 1 for a failed run or gate, 2 for a wrong argument, 128 + N for signal N."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug, as_json = "--debug" in argv, "--json" in argv
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        args = _parser().parse_args(argv)
+        code, result, text = args.run(args)
+    except KeyboardInterrupt:
+        code, result, text = _failed("interrupted", 130, debug)
+    except UserError as error:
+        code, result, text = _failed(str(error), 2, debug)
+    except RunError as error:
+        code, result, text = _failed(str(error), 1, debug)
+    except BrokenPipeError:  # the reader, `head` for example, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    except Exception as error:
+        if _is_bundle_error(error):
+            code, result, text = _failed(str(error), 1, debug)
+        else:
+            code, result, text = _failed(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    if as_json:
+        print(json.dumps(result))
+    elif text:
+        print(text)
+    sys.stdout.flush()
+    return code
+
+
+def _failed(sentence: str, code: int, debug: bool) -> tuple[int, dict[str, Any], str]:
+    if debug:
+        raise  # noqa: PLE0704  (called from the except clauses of main alone)
+    print(f"rlplatform: {' '.join(sentence.split())}", file=sys.stderr)
+    return code, {"error": sentence, "exit_code": code}, ""
+
+
+def _is_bundle_error(error: Exception) -> bool:
+    from rlplatform.runtime import BundleError, ObservationError
+
+    return isinstance(error, BundleError | ObservationError)
+
+
+# --- the arguments --------------------------------------------------------------------------------------------------
+
+Result = tuple[int, dict[str, Any], str]
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="rlplatform", description=rlplatform.__doc__.splitlines()[0], epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"rlplatform {rlplatform.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = _command(commands, "train", _train, "train an agent", "rlplatform train CartPole-v1 --seed 1 --out runs/pole")
+    train.add_argument("env", metavar="ENV_ID", help="a registered id, module:id, or file.py:Name")
+    train.add_argument("--preset", metavar="NAME", help="a preset (`rlplatform list presets`) or a TOML file")
+    train.add_argument("--steps", type=_number, metavar="N", help="env steps in all")
+    train.add_argument("--seed", type=_number, metavar="S", help="what every random number follows from")
+    train.add_argument("--num-envs", type=_number, metavar="N", help="environments side by side")
+    train.add_argument("--out", metavar="DIR", help="the run's folder; by default the first free runs/ENV_ID-N")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest checkpoint")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value, like replay.capacity=100000"
+    )
+
+    evaluate = _command(
+        commands, "evaluate", _evaluate, "play greedy episodes", "rlplatform evaluate runs/pole --episodes 100"
+    )
+    evaluate.add_argument("target", metavar="RUN|BUNDLE", help="a run's or a bundle's folder")
+    evaluate.add_argument("--episodes", type=_positive, default=100, metavar="N", help="episodes (default 100)")
+    evaluate.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
+    evaluate.add_argument("--weights", choices=["best", "last"], default="best", help="a run's best or newest policy")
+    evaluate.add_argument("--video", metavar="DIR", help="also write one episode as a video (extra `video`)")
+
+    for name, help, example in (
+        ("compress", "make the small, verified policy bundle of a run", "rlplatform compress runs/pole --out bundles/pole"),
+        ("export", "write a run's policy bundle in chosen formats", "rlplatform export runs/pole --out bundles/pole"),
+    ):
+        export = _command(commands, name, _export, help, example)
+        export.add_argument("target", metavar="RUN", help="a run's folder")
+        export.add_argument("--out", required=True, metavar="DIR", help="the bundle's folder")
+        export.add_argument("--target", dest="device", choices=["cpu", "mcu"], default="cpu", help="what the int8 file is for")
+        export.add_argument("--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)")
+        export.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
+        export.add_argument("--weights", choices=["best", "last"], default="best", help="the best or the newest policy")
+        export.add_argument("--force", action="store_true", help="write the bundle even where a gate fails, and say so in it")
+        export.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+        if name == "export":
+            export.add_argument(
+                "--formats", default="tflite,saved_model", metavar="LIST", help="tflite and saved_model (default both)"
+            )
+
+    verify = _command(commands, "verify", _verify, "run a bundle's gates on this machine", "rlplatform verify bundles/pole")
+    verify.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    verify.add_argument("--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)")
+    verify.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
+
+    benchmark = _command(
+        commands, "benchmark", _benchmark, "measure", "rlplatform benchmark speed --task cartpole8 --json"
+    )
+    benchmark.add_argument("what", choices=["speed"], help="speed: env steps and updates a second while training")
+    benchmark.add_argument("--task", default="cartpole", help="what is trained (default cartpole)")
+    benchmark.add_argument("--steps", type=_positive, metavar="N", help="env steps; the task's own by default")
+    benchmark.add_argument("--seed", type=_number, default=1, metavar="S")
+
+    listing = _command(commands, "list", _list, "name what there is", "rlplatform list presets")
+    listing.add_argument("what", choices=["envs", "presets", "agents"])
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[Any], Result], help: str, example: str) -> Parser:
+    parser: Parser = commands.add_parser(
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"example: {example}", allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _number(text: str) -> int:
+    try:
+        number = int(text.replace("_", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number is needed, like 50000; got {text!r}") from None
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"at least 0 is needed; got {text}")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = _number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("at least 1 is needed; got 0")
+    return number
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def _train(args: Any) -> Result:
+    api = _api()
+
+    def started(run: Any) -> None:
+        print(f"training in {run.path}; watch it with: tensorboard --logdir {run.path}", file=sys.stderr)
+
+    run, outcome = api.session(
+        args.env,
+        steps=args.steps,
+        preset=args.preset,
+        seed=args.seed,
+        num_envs=args.num_envs,
+        out=args.out,
+        resume=args.resume,
+        overrides=args.set,
+        on_start=started,
+    )
+    best = run.best()
+    result = {
+        "run": str(run.path),
+        "steps": outcome.steps,
+        "updates": outcome.updates,
+        "reason": outcome.reason,
+        "best_return": None if best is None else best.mean_return,
+        "best_step": None if best is None else best.step,
+    }
+    text = f"{run.path}: {outcome.reason} at step {outcome.steps}"
+    if best is not None:
+        text += f"; best mean return {best.mean_return:.1f}, at step {best.step}"
+    if outcome.signal:
+        text += f"; go on with: rlplatform train {args.env} --out {run.path} --resume"
+    return (128 + outcome.signal if outcome.signal else 0), result, text
+
+
+def _evaluate(args: Any) -> Result:
+    evaluated = _api().evaluate(
+        args.target, episodes=args.episodes, seed=args.seed, which=args.weights, video=args.video
+    )
+    returns = evaluated.evaluation.returns
+    interval = evaluated.interval
+    result = {
+        "target": args.target,
+        "episodes": len(returns),
+        "seed": args.seed,
+        "mean_return": float(returns.mean()),
+        "mean_return_interval": [interval.low, interval.high],
+        "min_return": float(returns.min()),
+        "max_return": float(returns.max()),
+        "mean_length": float(evaluated.evaluation.lengths.mean()),
+        "video": evaluated.video,
+    }
+    text = (
+        f"{args.target}: mean return {returns.mean():.2f} over {len(returns)} episodes (seed {args.seed}), "
+        f"95 % interval [{interval.low:.2f}, {interval.high:.2f}], from {returns.min():.1f} to {returns.max():.1f}"
+    )
+    return 0, result, text + (f"; video in {evaluated.video}" if evaluated.video else "")
+
+
+def _export(args: Any) -> Result:
+    options = {
+        "target": args.device,
+        "episodes": args.episodes,
+        "seed": args.seed,
+        "which": args.weights,
+        "force": args.force,
+        "overwrite": args.overwrite,
+        "progress": lambda sentence: print(sentence, file=sys.stderr),
+    }
+    if args.command == "compress":
+        exported = _api().compress(args.target, args.out, **options)
+    else:
+        exported = _api().export(args.target, args.out, formats=tuple(args.formats.split(",")), **options)
+    return 0, exported.to_json(), exported.table()
+
+
+def _verify(args: Any) -> Result:
+    verified = _api().verify(args.bundle, episodes=args.episodes, seed=args.seed)
+    return (0 if verified.passed else 1), verified.to_json(), verified.table()
+
+
+def _benchmark(args: Any) -> Result:
+    _api()
+    from rlplatform import speed
+
+    result = speed.measure(args.task, steps=args.steps, seed=args.seed)
+    text = (
+        f"{result['task']}: {result['env_steps_per_s']:,.0f} env steps/s, {result['updates_per_s']:,.0f} updates/s over "
+        f"{result['env_steps']:,} steps"
+    )
+    return 0, result, text
+
+
+def _list(args: Any) -> Result:
+    from rlplatform import config, envs
+
+    if args.what == "envs":
+        names = envs.registered()
+        return 0, {"envs": names}, "\n".join(names)
+    if args.what == "presets":
+        presets = {name: tree.get("preset", {}) for name, tree in config.presets().items()}
+        lines = []
+        for name, about in presets.items():
+            suits = ", ".join(about.get("environments", []))
+            lines.append(f"{name:16} {about.get('description', '')}" + (f" (default for {suits})" if suits else ""))
+        return 0, {"presets": presets}, "\n".join(lines)
+    agents = {"dqn": "Q-network with a target network; flags: agent.double, network.dueling, agent.n_step, agent.tau"}
+    return 0, {"agents": agents}, "\n".join(f"{name:16} {text}" for name, text in agents.items())
+
+
+def _api() -> Any:
+    """`rlplatform.api`, with TensorFlow's own greetings on standard error left out."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silent, 2)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for a GPU now, and says so
+    finally:
+        os.dup2(kept, 2)
+        os.close(silent)
+        os.close(kept)
+    from rlplatform import api
+
+    return api
+
+
+if __name__ == "__main__":
+    sys.exit(main())
