@@ -25,8 +25,8 @@ class UpdateMetrics(NamedTuple):
 class DQN(tf.Module):
     """Deep Q-learning (Mnih et al. 2015) with double, dueling, n-step and soft targets as flags.
 
-    Deviates from Mnih et al. 2015: Adam instead of RMSProp, gradients clipped by their global norm, and `target_update_interval`
-    counts gradient updates.
+    Deviates from Mnih et al. 2015: Adam instead of RMSProp, gradients clipped by their global norm, and
+    `target_update_interval` counts gradient updates.
 
     Args:
         config: the run's.
@@ -94,7 +94,11 @@ class DQN(tf.Module):
             "target": self.target.variables,
             "optimizer": self.optimizer.variables,
         }
-        named = {f"{group}/{index}": variable for group, variables in groups.items() for index, variable in enumerate(variables)}
+        named = {
+            f"{group}/{index}": variable
+            for group, variables in groups.items()
+            for index, variable in enumerate(variables)
+        }
         return named | {"updates": self.updates}
 
     def state(self) -> dict[str, np.ndarray]:

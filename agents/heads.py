@@ -18,12 +18,17 @@ class Head(NamedTuple):
     """What a head is: three functions."""
 
     q_values: Callable[[tf.Tensor], tf.Tensor]  # output [B, ...] -> [B, A]
-    target: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]  # reward, discount, next output, next action
+    target: Callable[
+        [tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor
+    ]  # reward, discount, next output, next action
     loss: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, float], ItemLoss]  # output, action, target, delta
 
 
 def take(values: tf.Tensor, action: tf.Tensor) -> tf.Tensor:
-    """Traced: `values[b, action[b]]` for `[B, A]` and `[B]`, as a product with a mask: XLA on CPU has no scatter for the gradient."""
+    """Traced: `values[b, action[b]]` for `[B, A]` and `[B]`.
+
+    A product with a mask, since the gradient of a gather is a scatter, which XLA on CPU runs as a loop.
+    """
     return tf.reduce_sum(values * tf.one_hot(action, values.shape[1], dtype=values.dtype), axis=1)
 
 
@@ -41,7 +46,9 @@ def scalar_q_values(output: tf.Tensor) -> tf.Tensor:
 
 
 def scalar_target(reward: tf.Tensor, discount: tf.Tensor, next_output: tf.Tensor, next_action: tf.Tensor) -> tf.Tensor:
-    """Traced: r + discount * Q(s', a') (Mnih et al. 2015, eq. 2; van Hasselt et al. 2016, eq. 4 when a' is the online network's).
+    """Traced: r + discount * Q(s', a') (Mnih et al. 2015, eq. 2).
+
+    It is double Q-learning where a' is the online network's choice (van Hasselt et al. 2016, eq. 4).
 
     Args:
         reward: [B] float32.

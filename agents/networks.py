@@ -11,14 +11,16 @@ from rlplatform.config import NetworkConfig, nearest
 from rlplatform.errors import UserError
 
 Stream = Callable[[Any], Any]  # the last hidden layers of one value stream: features -> features
+SMALLEST_IMAGE = 36  # pixels that three convolutions without padding need
 Torso = Callable[[Any, NetworkConfig], tuple[Any, Callable[[str], Stream]]]
 
 
 @keras.utils.register_keras_serializable(package="rlplatform")
-class Dueling(keras.layers.Layer):  # type: ignore[misc]
+class Dueling(keras.layers.Layer):
     """Q = V + A - mean(A) (Wang et al. 2016, eq. 9): `[B, 1]` and `[B, A]` to `[B, A]`, float32."""
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """The values `[B, A]` from those of the state `[B, 1]` and the advantages `[B, A]`."""
         value, advantage = inputs
         return value + advantage - tf.reduce_mean(advantage, axis=1, keepdims=True)
 
@@ -40,7 +42,11 @@ def build(config: NetworkConfig, observation_shape: tuple[int, ...], observation
         UserError: the torso is unknown or does not fit the observation.
     """
     observation = keras.Input(shape=observation_shape, dtype=observation_dtype, name="observation")
-    features = keras.layers.Rescaling(1.0 / 255.0, name="rescale")(observation) if observation_dtype == "uint8" else observation
+    features = (
+        keras.layers.Rescaling(1.0 / 255.0, name="rescale")(observation)
+        if observation_dtype == "uint8"
+        else observation
+    )
     features, stream = torso_function(config.torso, observation_shape)(features, config)
     if config.dueling:
         value = keras.layers.Dense(1, name="value")(stream("value")(features))
@@ -57,9 +63,10 @@ def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:
 
 
 def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
-    """The torso by name; `auto` takes `nature` for images and `mlp` for all else."""
+    """The torso by name; `auto` takes `nature` for images of at least 36 x 36 and `mlp` for all else."""
     if name == "auto":
-        name = "nature" if len(observation_shape) == 3 else "mlp"
+        image = len(observation_shape) == 3 and min(observation_shape[:2]) >= SMALLEST_IMAGE
+        name = "nature" if image else "mlp"
     if name in TORSOS:
         return TORSOS[name]
     if ":" in name:
@@ -83,10 +90,10 @@ def mlp(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], S
 
 def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
     """Three convolutions and a Dense of 512 units (Mnih et al. 2015), for channels-last images of at least 36 x 36."""
-    if len(observation.shape) != 4 or min(observation.shape[1:3]) < 36:
+    if len(observation.shape) != 4 or min(observation.shape[1:3]) < SMALLEST_IMAGE:
         raise UserError(
-            f"network.torso 'nature' needs images of at least 36 x 36 with channels last; got {tuple(observation.shape[1:])}, "
-            "for which 'mlp' works"
+            "network.torso 'nature' needs images of at least 36 x 36 with channels last; got "
+            f"{tuple(observation.shape[1:])}, for which 'mlp' works"
         )
     features = observation
     for index, (filters, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
@@ -95,7 +102,7 @@ def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str]
 
 
 def _hidden_stream(units: int, name: str) -> Callable[[str], Stream]:
-    """Makes the last hidden layer of a stream: `dense_1` alone, `value_dense_1` and `advantage_dense_1` when dueling."""
+    """Makes a stream's last hidden layer: `dense_1` alone, `value_dense_1` and `advantage_dense_1` when dueling."""
 
     def stream(kind: str) -> Stream:
         return keras.layers.Dense(units, activation="relu", name=name if kind == "q" else f"{kind}_{name}")  # type: ignore[no-any-return]

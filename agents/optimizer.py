@@ -11,8 +11,8 @@ BETA_1, BETA_2 = 0.9, 0.999
 class Adam(tf.Module):
     """Adam (Kingma & Ba 2015, algorithm 1) after clipping by the global norm.
 
-    Moments of all weights lie in one vector each, so that an update is a dozen operations whatever the number of layers:
-    a third less time than one set of operations per weight at 120-84 units and batch 128.
+    Moments of all weights lie in one vector each, so that an update is a dozen operations whatever the number of
+    layers: a third less time than one set of operations per weight at 120-84 units and batch 128.
 
     Args:
         variables: the weights that `apply` moves, in order.

@@ -60,7 +60,7 @@ def _load(name: str, path: str, given: str) -> None:
         load_file(given, name)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     """Leaves windows behind, and refuses what would come back as something new."""
 
     def reducer_override(self, obj: Any) -> Any:

@@ -1,6 +1,7 @@
 """Train a Q-network on any Gymnasium environment, shrink it, prove that it still plays, and ship it.
 
-The functions below are those of `rlplatform.api`, which is imported at their first use: `import rlplatform` alone
+The functions below are those of `rlplatform.api`, which is imported at their first use (its `export` is found there
+alone, since `rlplatform.export` is the room): `import rlplatform` alone
 loads no TensorFlow, so that `rlplatform.runtime` works where only numpy and ai-edge-litert are.
 """
 
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlplatform.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from rlplatform.api import compress, evaluate, export, load, train, verify
+    from rlplatform.api import compress, evaluate, load, train, verify
 
 __all__ = [
     "RunError",
@@ -18,7 +19,6 @@ __all__ = [
     "__version__",
     "compress",
     "evaluate",
-    "export",
     "load",
     "train",
     "verify",

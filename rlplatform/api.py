@@ -5,18 +5,25 @@ import fcntl
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
+from PIL import Image
 
 import rlplatform
+from rlplatform import compression, devices, envs, training
 from rlplatform import config as configuration
-from rlplatform import devices, envs
 from rlplatform.agents import networks
-from rlplatform.config import Config
+from rlplatform.analysis.statistics import Interval, bootstrap, mean
+from rlplatform.compression.reference import environment_of
+from rlplatform.config import Config, EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
-from rlplatform.training import Callback, Evaluation, Loop, Outcome, Run
+from rlplatform.export import Verification, export
+from rlplatform.runtime import MANIFEST, Policy, read_manifest
+from rlplatform.training import Act, Callback, Evaluation, Loop, Outcome, Run
+from rlplatform.training.checkpoints import failure
+
+__all__ = ["Evaluated", "compress", "evaluate", "export", "load", "session", "train", "verify"]
 
 # What may change when a run goes on: how long and how it is watched, not what it is.
 MAY_CHANGE = ("training.total_steps", "evaluation.", "checkpoint.", "logging.", "callbacks.", "device")
@@ -122,6 +129,81 @@ def load(run: str | pathlib.Path) -> Run:
     return Run.open(run)
 
 
+class Evaluated(NamedTuple):
+    """Greedy episodes, what they say of the mean return, and where the video lies."""
+
+    evaluation: Evaluation
+    interval: Interval  # of the mean return, 95 %, bootstrap over the episodes
+    video: str | None
+
+
+def evaluate(
+    target: Run | str | pathlib.Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    which: Literal["best", "last"] = "best",
+    video: str | pathlib.Path | None = None,
+    factory: Factory | None = None,
+) -> Evaluated:
+    """Plays greedy episodes with a run's policy or a bundle's default file.
+
+    Args:
+        target: a run, its folder, or a bundle's folder.
+        episodes: how many; their seeds are apart from those of training and of choosing the best policy.
+        seed: what the episodes' seeds follow from.
+        which: a run's best policy, or the newest one.
+        video: a folder into which one more episode is filmed.
+        factory: makes the environment, where it has no id.
+
+    Raises:
+        UserError: there is no such run or bundle, or its environment cannot be made or filmed.
+        RunError: its files are damaged.
+    """
+    if isinstance(target, Run):
+        act, environment = target.act(which), target.config.environment
+    elif (pathlib.Path(target) / MANIFEST).is_file():
+        act, environment = Policy(target).act_batch, environment_of(read_manifest(pathlib.Path(target)))
+    else:
+        return evaluate(load(target), episodes=episodes, seed=seed, which=which, video=video, factory=factory)
+    seeds = envs.seeds(seed, episodes, "evaluation")
+    played = training.evaluate(act, environment, seeds, factory=factory)
+    filmed = None if video is None else str(_film(act, environment, seeds[0], pathlib.Path(video), factory))
+    return Evaluated(played, bootstrap(played.returns, mean, seed=seed), filmed)
+
+
+def compress(run: Run | str | pathlib.Path, out: str | pathlib.Path, **options: Any) -> Verification:
+    """The small, verified bundle of a run's policy: lossless folds, then int8. Takes the options of `export`.
+
+    Raises:
+        UserError: there is no such run, or `out` holds something else.
+        RunError: a gate fails; nothing is written.
+    """
+    return export(run, out, **options)
+
+
+def verify(bundle: str | pathlib.Path, episodes: int = 100, seed: int = 0) -> Verification:
+    """Runs a bundle's gates on this machine.
+
+    Raises:
+        UserError: there is no bundle, or its environment cannot be made.
+        RunError: a file was changed.
+    """
+    return compression.verify(bundle, episodes, seed)
+
+
+def _film(
+    act: Act, environment: EnvironmentConfig, seed: int, folder: pathlib.Path, factory: Factory | None
+) -> pathlib.Path:
+    """Writes one episode as an animated GIF."""
+    frames, episode_return, frames_per_second = training.record(act, environment, seed, factory=factory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"episode-seed{seed}-return{episode_return:.0f}.gif"
+    first, *rest = map(Image.fromarray, frames)
+    first.save(path, save_all=True, append_images=rest, duration=1000.0 / frames_per_second, loop=0)
+    return path
+
+
 def _resumed(
     run: Run, env_id: str, preset: str | None, overrides: Iterable[str], sections: Mapping[str, Any]
 ) -> Config:
@@ -136,7 +218,8 @@ def _resumed(
     changed = [key for key in configuration.differences(saved, asked) if not key.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(
-            f"{run.path} is another run: {', '.join(changed[:4])} would change; resume it without that, or choose another --out"
+            f"{run.path} is another run: {', '.join(changed[:4])} would change; resume it without that, or choose "
+            "another --out"
         )
     return asked
 
@@ -150,7 +233,9 @@ def _refuse_occupied(path: pathlib.Path, resume: bool) -> None:
     if (path / "config.toml").is_file() and not resume:
         raise UserError(f"{path} holds a run already; go on with it by --resume, or choose another --out")
     own = {".lock", "config.toml", "run.json"}  # what a run that was killed in its first moments has left
-    foreign = [entry.name for entry in path.iterdir() if entry.name not in own and not entry.name.startswith(".partial-")]
+    foreign = [
+        entry.name for entry in path.iterdir() if entry.name not in own and not entry.name.startswith(".partial-")
+    ]
     if foreign:
         raise UserError(f"{path} is no run folder and not empty (it holds {sorted(foreign)[0]}); choose another --out")
 
@@ -172,8 +257,6 @@ def _locked(run: Run) -> Iterator[None]:
         UserError: another process holds it.
         RunError: the folder cannot be made or written.
     """
-    from rlplatform.training.checkpoints import failure
-
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run.path / ".lock", os.O_CREAT | os.O_RDWR)
@@ -183,7 +266,9 @@ def _locked(run: Run) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{run.path} is being trained by another process; wait for it, or choose another --out") from None
+            raise UserError(
+                f"{run.path} is being trained by another process; wait for it, or choose another --out"
+            ) from None
         yield
     finally:
         os.close(descriptor)

@@ -32,19 +32,25 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = getattr(known, "parser", self)._option_string_actions
-            hint = nearest(unknown[0].partition("=")[0], options) if unknown[0].startswith("-") else "it is one too many"
+            hint = (
+                nearest(unknown[0].partition("=")[0], options) if unknown[0].startswith("-") else "it is one too many"
+            )
             raise UserError(f"unknown argument {unknown[0]!r}; {hint}")
         return known
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 1 for a failed run or gate, 2 for a wrong argument, 128 + N for signal N."""
+    """Runs a command and returns its exit code.
+
+    0: done; 1: a run or a gate has failed; 2: an argument is wrong; 128 + N: signal N has stopped it.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug, as_json = "--debug" in argv, "--json" in argv
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         args = _parser().parse_args(argv)
-        code, result, text = args.run(args)
+        run: Callable[[Any], Result] = args.run
+        code, result, text = run(args)
     except KeyboardInterrupt:
         code, result, text = _failed("interrupted", 130, debug)
     except UserError as error:
@@ -55,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SystemExit as leaving:  # --help and --version
-        return int(leaving.code or 0)
+        return leaving.code if isinstance(leaving.code, int) else 0
     except Exception as error:
         if _is_bundle_error(error):
             code, result, text = _failed(str(error), 1, debug)
@@ -71,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _failed(sentence: str, code: int, debug: bool) -> tuple[int, dict[str, Any], str]:
     if debug:
-        raise  # noqa: PLE0704  (called from the except clauses of main alone)
+        raise
     print(f"rlplatform: {' '.join(sentence.split())}", file=sys.stderr)
     return code, {"error": sentence, "exit_code": code}, ""
 
@@ -88,11 +94,15 @@ Result = tuple[int, dict[str, Any], str]
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="rlplatform", description=rlplatform.__doc__.splitlines()[0], epilog=EPILOG, allow_abbrev=False)
+    parser = Parser(
+        prog="rlplatform", description=rlplatform.__doc__.splitlines()[0], epilog=EPILOG, allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"rlplatform {rlplatform.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    train = _command(commands, "train", _train, "train an agent", "rlplatform train CartPole-v1 --seed 1 --out runs/pole")
+    train = _command(
+        commands, "train", _train, "train an agent", "rlplatform train CartPole-v1 --seed 1 --out runs/pole"
+    )
     train.add_argument("env", metavar="ENV_ID", help="a registered id, module:id, or file.py:Name")
     train.add_argument("--preset", metavar="NAME", help="a preset (`rlplatform list presets`) or a TOML file")
     train.add_argument("--steps", type=_number, metavar="N", help="env steps in all")
@@ -111,27 +121,39 @@ def _parser() -> Parser:
     evaluate.add_argument("--episodes", type=_positive, default=100, metavar="N", help="episodes (default 100)")
     evaluate.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
     evaluate.add_argument("--weights", choices=["best", "last"], default="best", help="a run's best or newest policy")
-    evaluate.add_argument("--video", metavar="DIR", help="also write one episode as a video (extra `video`)")
+    evaluate.add_argument("--video", metavar="DIR", help="also write one episode as an animated GIF")
 
     for name, help, example in (
-        ("compress", "make the small, verified policy bundle of a run", "rlplatform compress runs/pole --out bundles/pole"),
+        (
+            "compress",
+            "make the small, verified policy bundle of a run",
+            "rlplatform compress runs/pole --out bundles/pole",
+        ),
         ("export", "write a run's policy bundle in chosen formats", "rlplatform export runs/pole --out bundles/pole"),
     ):
         export = _command(commands, name, _export, help, example)
         export.add_argument("target", metavar="RUN", help="a run's folder")
         export.add_argument("--out", required=True, metavar="DIR", help="the bundle's folder")
-        export.add_argument("--target", dest="device", choices=["cpu", "mcu"], default="cpu", help="what the int8 file is for")
-        export.add_argument("--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)")
+        export.add_argument(
+            "--target", dest="device", choices=["cpu", "mcu"], default="cpu", help="what the int8 file is for"
+        )
+        export.add_argument(
+            "--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)"
+        )
         export.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
         export.add_argument("--weights", choices=["best", "last"], default="best", help="the best or the newest policy")
-        export.add_argument("--force", action="store_true", help="write the bundle even where a gate fails, and say so in it")
+        export.add_argument(
+            "--force", action="store_true", help="write the bundle even where a gate fails, and say so in it"
+        )
         export.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
         if name == "export":
             export.add_argument(
                 "--formats", default="tflite,saved_model", metavar="LIST", help="tflite and saved_model (default both)"
             )
 
-    verify = _command(commands, "verify", _verify, "run a bundle's gates on this machine", "rlplatform verify bundles/pole")
+    verify = _command(
+        commands, "verify", _verify, "run a bundle's gates on this machine", "rlplatform verify bundles/pole"
+    )
     verify.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     verify.add_argument("--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)")
     verify.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
@@ -265,8 +287,8 @@ def _benchmark(args: Any) -> Result:
 
     result = speed.measure(args.task, steps=args.steps, seed=args.seed)
     text = (
-        f"{result['task']}: {result['env_steps_per_s']:,.0f} env steps/s, {result['updates_per_s']:,.0f} updates/s over "
-        f"{result['env_steps']:,} steps"
+        f"{result['task']}: {result['env_steps_per_s']:,.0f} env steps/s, {result['updates_per_s']:,.0f} updates/s "
+        f"over {result['env_steps']:,} steps"
     )
     return 0, result, text
 

@@ -46,8 +46,8 @@ def describe(device: Device) -> str:
 def limit_threads(threads: int) -> None:
     """Sets how many cores one operation may use; 0 is all of them. Only the first choice in a process counts.
 
-    A small network is several times faster on one core, above all where other processes keep the others busy: its operations
-    take a few microseconds, and sharing one costs as much.
+    A small network is faster on one core, above all where other processes keep the others busy: its operations take a
+    few microseconds, and sharing one costs as much.
     """
     with contextlib.suppress(RuntimeError):  # TensorFlow is running already
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -28,7 +28,9 @@ _CARTPOLE = {
     "exploration.epsilon": '{kind = "linear", start = 1.0, end = 0.05, fraction = 0.5}',
 }
 _UNWATCHED = {"evaluation.interval": 0, "evaluation.episodes": 1, "checkpoint.interval": 0}
-TASKS: dict[str, tuple[str, int, int, dict[str, Any]]] = {  # environment, steps, steps before the clock starts, settings
+TASKS: dict[
+    str, tuple[str, int, int, dict[str, Any]]
+] = {  # environment, steps, steps before the clock starts, settings
     "cartpole": ("CartPole-v1", 40_000, 2_000, _CARTPOLE),
     "cartpole8": (
         "CartPole-v1",

@@ -27,19 +27,19 @@ class Agreement(NamedTuple):
         states: how many.
         overall: share of all states.
         clear_states: how many have a gap of more than `CLEAR` steps.
-        clear: share of those; of all states if there is none.
+        clear: share of those; None if there is none.
         tied: share of the clear states whose two best values the file cannot tell apart: its range ends below them.
         slope: the file's values against the network's over the clear states, centred, by least squares: 1 when they
-            mean the same.
+            mean the same; None if there is no clear state.
         bins: by gap.
     """
 
     states: int
     overall: float
     clear_states: int
-    clear: float
+    clear: float | None
     tied: float
-    slope: float
+    slope: float | None
     bins: tuple[Bin, ...]
 
 
@@ -58,17 +58,18 @@ def centred(q: Array) -> Array:
 
 
 def step_of(q: Array, q_step: float) -> float:
-    """One step of int8 in units of value: the file's own, or 1/255 of the range of `[N, A]` where values are float."""
-    return q_step if q_step > 0 else float(np.ptp(centred(q))) / 255.0
+    """One step of int8 in units of value: 1/255 of the range of `[N, A]`, or the file's own where that is coarser."""
+    return max(q_step, float(np.ptp(centred(q))) / 255.0)
 
 
-def measure(expected: Array, given: Array, step: float) -> Agreement:
+def measure(expected: Array, given: Array, step: float, q_range: tuple[float, float] = (-np.inf, np.inf)) -> Agreement:
     """Compares a file with its network.
 
     Args:
         expected: `[N, A]`, the network's values.
         given: `[N, A]`, the file's.
         step: one int8 step, in units of value.
+        q_range: the least and the greatest value that the file can give.
     """
     gap = gaps(expected) / step if step > 0 else np.where(gaps(expected) > 0, np.inf, 0.0)
     same = expected.argmax(axis=1) == given.argmax(axis=1)
@@ -79,15 +80,14 @@ def measure(expected: Array, given: Array, step: float) -> Agreement:
         within = (gap >= low) & (gap < high) if np.isfinite(high) else gap >= low
         share = float(same[within].mean()) if within.any() else None
         bins.append(Bin(low, float(high) if np.isfinite(high) else None, int(within.sum()), share))
-    told = clear if clear.any() else np.ones_like(clear)  # Smaller values than a step say nothing of the scale.
-    network, file = centred(expected[told]), centred(given[told])
+    network, file = np.clip(centred(expected[clear]), *q_range), centred(given[clear])
     energy = float((network * network).sum())
     return Agreement(
         states=len(same),
         overall=float(same.mean()),
         clear_states=int(clear.sum()),
-        clear=float(same[clear].mean() if clear.any() else same.mean()),
+        clear=float(same[clear].mean()) if clear.any() else None,
         tied=float((gaps(given)[clear] <= 0).mean()) if clear.any() else 0.0,
-        slope=float((network * file).sum() / energy) if energy > 0 else 1.0,
+        slope=float((network * file).sum() / energy) if energy > 0 else None,
         bins=tuple(bins),
     )

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from rlplatform.compression import agreement, chain, inspection, worker
+from rlplatform.compression.refinement import refine
 from rlplatform.errors import RunError, UserError
 from rlplatform.runtime import open_graph
 
@@ -55,7 +56,8 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
 
     For `cpu`, `auto` takes dynamic int8 (int8 weights, float activations, no calibration), unless static int8 is
     clearly smaller and as faithful, which happens for networks whose layers are too small for the converter's dynamic
-    quantiser. For `mcu`, int8 is always static, in and out. Ranges are the true minima and maxima over `calibration`.
+    quantiser. For `mcu`, int8 is always static, in and out. Ranges are the true minima and maxima over `calibration`;
+    what is done after that stands in `refinement`.
 
     Args:
         model: `[B, O...]` float32 to `[B, A]`, from `canonical`.
@@ -99,20 +101,29 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
         (folder / "jobs.json").write_text(json.dumps(jobs))
         _run(folder)
         made = {job["mode"]: (folder / str(job["output"])).read_bytes() for job in jobs}
-    method, reason = _choose(made, model, calibration)
-    contents = inspection.read(made[method])
+    expected = model(tf.cast(calibration, "float32"), training=False).numpy()
+    named = None if scaling is None else scaling._asdict()
+    refined = {
+        mode: refine(content, made["float"], named, calibration, expected)
+        for mode, content in made.items()
+        if mode != "float"
+    }
+    method, reason = _choose({mode: content for mode, (content, _) in refined.items()}, calibration, expected)
+    content, refinements = refined[method]
+    contents = inspection.read(content)
     details = {
         "method": method if "int8" in contents.weights else "none",
         "reason": reason,
+        "refinements": refinements,
         "target": target,
         "weights": contents.weights,
         "operators": list(contents.operators),
         "q_step": contents.q_step,
-        "calibration_observations": len(calibration) if method == "static" else 0,
+        "calibration_observations": len(calibration),
     }
     if method == "static":
         details["dense_scales"] = "per unit" if per_channel else "per layer"
-    return Files(made["float"], made[method], scaling, details)
+    return Files(made["float"], content, scaling, details)
 
 
 def save(model: Any, observation_dtype: str, path: pathlib.Path, *, action: bool = True, batch: int | None = 1) -> None:
@@ -154,7 +165,7 @@ def _run(folder: pathlib.Path) -> None:
     raise RunError(f"the conversion to LiteRT failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
 
 
-def _choose(made: dict[str, bytes], model: Any, calibration: Array) -> tuple[str, str]:
+def _choose(made: dict[str, bytes], observations: Array, q: Array) -> tuple[str, str]:
     """Which int8 file to keep, and the sentence that says why."""
     if "dynamic" not in made:
         return "static", "int8 weights and activations, with ranges from calibration"
@@ -166,24 +177,20 @@ def _choose(made: dict[str, bytes], model: Any, calibration: Array) -> tuple[str
     )
     if "static" not in made or len(made["static"]) > WORTHWHILE * len(made["dynamic"]):
         return "dynamic", dynamic
-    expected = model(tf.cast(calibration, "float32"), training=False).numpy()
-    found = {mode: _agreement(made[mode], calibration, expected) for mode in ("dynamic", "static")}
+    found = {mode: _agreement(made[mode], observations, q) for mode in ("dynamic", "static")}
     as_good = found["static"].overall >= found["dynamic"].overall - AS_GOOD
-    if found["static"].clear >= ENOUGH and (nothing or as_good):
+    enough = found["static"].clear is None or found["static"].clear >= ENOUGH
+    if enough and (nothing or as_good):
         return "static", "int8 weights and activations: smaller than dynamic int8 here, and faithful"
     return "dynamic", f"{dynamic}; static int8 would be smaller, but takes the network's action in only " + (
-        f"{found['static'].overall:.1%} of {len(calibration)} states"
+        f"{found['static'].overall:.1%} of {len(observations)} states"
     )
 
 
-def _agreement(content: bytes, observations: Array, expected: Array) -> agreement.Agreement:
-    graph = open_graph(content, "the converted file")
-    given = np.empty_like(expected)
-    for row, observation in enumerate(observations):
-        graph.write(graph.observation.index, observation[None])
-        graph.invoke()
-        given[row] = graph.read(graph.q.index, 0)[0]
-    return agreement.measure(expected, given, agreement.step_of(expected, inspection.read(content).q_step))
+def _agreement(content: bytes, observations: Array, q: Array) -> agreement.Agreement:
+    graph, contents = open_graph(content, "the converted file"), inspection.read(content)
+    given = np.stack([graph.q_values(observation) for observation in observations])
+    return agreement.measure(q, given, agreement.step_of(q, contents.q_step), contents.q_range)
 
 
 def _input_scaling(calibration: Array) -> Scaling:

@@ -102,28 +102,28 @@ def quantised(file: str, states: str, found: Agreement) -> list[Gate]:
         states: what kind of states these are, `golden` or `visited`.
         found: the comparison over them.
     """
-    step = f"states with a gap of more than {agreement.CLEAR:g} int8 steps"
+    if found.clear is None or found.slope is None:
+        none = f"no {states} state has a gap of more than {agreement.CLEAR:g} int8 steps"
+        return [Gate(name, file, True, none) for name in ("agreement", "saturation", "scale")]
+    clear = f"{found.clear_states} {states} states with a gap of more than {agreement.CLEAR:g} int8 steps"
     return [
         Gate(
             "agreement",
             file,
             found.clear >= CLEAR_AGREEMENT,
-            f"the file takes the network's action in {found.clear:.2%} of {found.clear_states} {states} {step} "
-            f"(at least {CLEAR_AGREEMENT:.0%})",
+            f"the file takes the network's action in {found.clear:.2%} of {clear} (at least {CLEAR_AGREEMENT:.0%})",
         ),
         Gate(
             "saturation",
             file,
             found.tied <= TIED,
-            f"the file's two best values are equal in {found.tied:.2%} of {found.clear_states} {states} {step} "
-            f"(at most {TIED:.1%})",
+            f"the file's two best values are equal in {found.tied:.2%} of {clear} (at most {TIED:.1%})",
         ),
         Gate(
             "scale",
             file,
             SLOPE[0] <= found.slope <= SLOPE[1],
-            f"the file's values are {found.slope:.3f} times the network's on {states} states "
-            f"({SLOPE[0]:g} to {SLOPE[1]:g})",
+            f"the file's values are {found.slope:.3f} times the network's in {clear} ({SLOPE[0]:g} to {SLOPE[1]:g})",
         ),
     ]
 

@@ -1,5 +1,6 @@
 """What stands in a .tflite file: its operators, where its weights went, and how fine its values are."""
 
+import math
 from typing import Any, NamedTuple
 
 from ai_edge_litert import schema_py_generated as schema
@@ -17,6 +18,7 @@ class Contents(NamedTuple):
         weights: how many weights are stored in which type.
         static: whether activations are int8.
         q_step: what one int8 step of the values is worth, in units of value; 0 where the values are float.
+        q_range: the least and the greatest value that the file can give.
     """
 
     operators: tuple[str, ...]
@@ -25,6 +27,7 @@ class Contents(NamedTuple):
     weights: dict[str, int]
     static: bool
     q_step: float
+    q_range: tuple[float, float]
 
 
 def read(content: bytes) -> Contents:
@@ -71,12 +74,12 @@ def read(content: bytes) -> Contents:
         tuple(islands) if static else (),
         weights,
         static,
-        _q_step(model, graph, codes),
+        *_q_steps(model, graph, codes),
     )
 
 
-def _q_step(model: Any, graph: Any, codes: list[int]) -> float:
-    """The scale of `q`, or of what is dequantised into it."""
+def _q_steps(model: Any, graph: Any, codes: list[int]) -> tuple[float, tuple[float, float]]:
+    """The scale and the range of `q`, or of what is dequantised into it."""
     outputs = {output.name.decode(): int(output.tensorIndex) for output in model.signatureDefs[0].outputs}
     index = outputs["q"]
     for operator in graph.operators:
@@ -84,8 +87,9 @@ def _q_step(model: Any, graph: Any, codes: list[int]) -> float:
             index = int(operator.inputs[0])
     quantisation = graph.tensors[index].quantization
     if quantisation is None or quantisation.scale is None or not len(quantisation.scale):
-        return 0.0
-    return float(quantisation.scale[0])
+        return 0.0, (-math.inf, math.inf)
+    scale, zero_point = float(quantisation.scale[0]), int(quantisation.zeroPoint[0])
+    return scale, ((-128 - zero_point) * scale, (127 - zero_point) * scale)
 
 
 def _size(shape: Any) -> int:

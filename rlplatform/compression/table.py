@@ -16,7 +16,7 @@ def table(rows: "Sequence[Row]") -> str:
 
     `return` is the mean with half the width of its 95 % interval, `IQM` the interquartile mean. `agreement` is the
     share of the states that a file visits in which it takes the network's action, `where clear` that of the states
-    whose two best actions lie more than two int8 steps apart.
+    whose two best actions lie more than two int8 steps apart, `-` if there is none.
     """
     lines = [_HEAD, *map(_cells, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
@@ -30,7 +30,8 @@ def table(rows: "Sequence[Row]") -> str:
 def _cells(row: "Row") -> tuple[str, ...]:
     agreement = ("", "")
     if row.visited is not None:
-        agreement = (f"{row.visited.overall:.2%}", f"{row.visited.clear:.2%}")
+        clear = "-" if row.visited.clear is None else f"{row.visited.clear:.2%}"
+        agreement = (f"{row.visited.overall:.2%}", clear)
     return (
         row.name,
         _interval(row.mean),

@@ -182,8 +182,8 @@ def verify(
         states = reservoir.rows()
         file_q = _q_values(policy, golden.observations)
         step = agreement.step_of(golden.q, contents.q_step)
-        on_golden = agreement.measure(network_q, file_q, step)
-        on_visited = agreement.measure(network.q_values(states), _q_values(policy, states), step)
+        on_golden = agreement.measure(network_q, file_q, step, contents.q_range)
+        on_visited = agreement.measure(network.q_values(states), _q_values(policy, states), step, contents.q_range)
         if variant == "float":
             actions = _act(policy, golden.observations)
             found.append(gates.converter(name, network_q, golden.q, file_q, actions))

@@ -16,8 +16,8 @@ class Return(NamedTuple):
 def n_step_return(reward: tf.Tensor, terminated: tf.Tensor, dead: tf.Tensor, gamma: float) -> Return:
     """Traced: sums rewards until a termination, a dead slot or n steps, whichever comes first.
 
-    The n-step return of Sutton & Barto (2018), eq. 7.1. Arriving at a dead slot (a truncated episode's final observation)
-    stops the sum but still bootstraps from there.
+    The n-step return of Sutton & Barto (2018), eq. 7.1. Arriving at a dead slot, a truncated episode's final
+    observation, stops the sum but still bootstraps from there.
 
     Args:
         reward: [n, B] float32, of the start slot and the n - 1 slots after it.

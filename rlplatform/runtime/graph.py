@@ -1,7 +1,7 @@
 """One .tflite file and its signature `act`, behind the fewest calls that the interpreter allows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,12 @@ class Tensor:
 
 
 class Graph(NamedTuple):
-    """The calls that a decision is made of, and the tensors that they need."""
+    """The calls that a decision is made of, and the tensors that they need.
+
+    Attributes:
+        quantise: from an observation `[O...]` to the int8 `[1, O...]` that the file takes; None if the file
+            takes it as it is.
+    """
 
     write: Callable[[int, Array], None]
     invoke: Callable[[], None]
@@ -31,11 +36,27 @@ class Graph(NamedTuple):
     observation: Tensor
     q: Tensor
     action: Tensor | None
+    quantise: Callable[[Array], Array] | None
     interpreter: Any
 
+    def q_values(self, observation: Array) -> Array:
+        """What the file says each action is worth, `[A]` float32, for one observation of its shape and dtype."""
+        self.write(self.observation.index, observation[None] if self.quantise is None else self.quantise(observation))
+        self.invoke()
+        values: Array = self.read(self.q.index, 0)[0]
+        if self.q.dtype != np.float32:
+            values = (values.astype(np.float32) - np.float32(self.q.zero_point)) * np.float32(self.q.scale)
+        return values
 
-def open_graph(content: bytes, name: str, num_threads: int = 1) -> Graph:
+
+def open_graph(content: bytes, name: str, num_threads: int = 1, scaling: Mapping[str, Any] | None = None) -> Graph:
     """Loads a file whose signature `act` takes `observation` and gives `q` and, maybe, `action`.
+
+    Args:
+        content: the file's bytes.
+        name: what errors call it.
+        num_threads: of the interpreter.
+        scaling: `offset` and `multiplier`, each `[O...]`: an int8 file takes `(observation - offset) * multiplier`.
 
     Raises:
         BundleError: the interpreter does not load it, or it has no such signature.
@@ -58,7 +79,9 @@ def open_graph(content: bytes, name: str, num_threads: int = 1) -> Graph:
             f"gives {sorted(outputs)}"
         )
     write, invoke, read = _calls(interpreter)
-    return Graph(write, invoke, read, inputs["observation"], outputs["q"], outputs.get("action"), interpreter)
+    observation = inputs["observation"]
+    quantise = _quantiser(observation, scaling) if observation.dtype == np.int8 else None
+    return Graph(write, invoke, read, observation, outputs["q"], outputs.get("action"), quantise, interpreter)
 
 
 def _tensor(detail: dict[str, Any]) -> Tensor:
@@ -78,3 +101,17 @@ def _calls(interpreter: Any) -> tuple[Any, Any, Any]:
         return inner.SetTensor, inner.Invoke, inner.GetTensor
     except AttributeError:
         return interpreter.set_tensor, interpreter.invoke, interpreter.get_tensor
+
+
+def _quantiser(target: Tensor, scaling: Mapping[str, Any] | None) -> Callable[[Array], Array]:
+    multiplier: Any = np.float32(1.0 / target.scale)
+    shift: Any = np.float32(target.zero_point)
+    if scaling is not None:
+        multiplier = np.asarray(scaling["multiplier"], np.float32) * multiplier
+        shift = shift - np.asarray(scaling["offset"], np.float32) * multiplier
+
+    def quantise(observation: Array) -> Array:
+        scaled: Array = np.rint(observation * multiplier + shift)
+        return np.minimum(np.maximum(scaled, -128.0), 127.0).astype(np.int8)[None]
+
+    return quantise

@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import BundleError, ObservationError
 from .frames import FrameStack
-from .graph import Graph, open_graph
+from .graph import open_graph
 from .manifest import read_file, read_manifest
 
 Array = np.ndarray[Any, Any]
@@ -65,9 +65,9 @@ class Policy:
         self._dtype = np.dtype(self.observation_dtype)
         self._frames = FrameStack(tuple(manifest["observation"]["frame_shape"]), self.frame_stack)
         self._finite = _finite_check(self.observation_shape, self._dtype)
-        self._graph = open_graph(read_file(folder, manifest, self.file), str(folder / self.file), num_threads)
+        content, scaling = read_file(folder, manifest, self.file), manifest["files"][self.file].get("input_scaling")
+        self._graph = open_graph(content, str(folder / self.file), num_threads, scaling)
         self._check_contract(folder)
-        self._quantise = _quantiser(self._graph, manifest["files"][self.file].get("input_scaling"))
         self._decide = self._decision()
 
     def act(self, observation: Any) -> int:
@@ -84,15 +84,7 @@ class Policy:
         Raises:
             ObservationError: like `act`.
         """
-        graph = self._graph
-        observation = self._checked(observation)
-        given = observation[None] if self._quantise is None else self._quantise(observation)
-        graph.write(graph.observation.index, given)
-        graph.invoke()
-        values: Array = graph.read(graph.q.index, 0)[0]
-        if graph.q.dtype != np.float32:
-            values = (values.astype(np.float32) - np.float32(graph.q.zero_point)) * np.float32(graph.q.scale)
-        return values
+        return self._graph.q_values(self._checked(observation))
 
     def act_batch(self, observations: Any) -> Array:
         """The greedy actions `[N]` int64 for `[N, O...]`: the same answers as `act`, one by one."""
@@ -127,7 +119,7 @@ class Policy:
         """The decision as one closure: at a microsecond per decision, every attribute that is looked up counts."""
         write, invoke, read = self._graph.write, self._graph.invoke, self._graph.read
         target, action, q = self._graph.observation.index, self._graph.action, self._graph.q.index
-        start, checked, quantise = self.action_start, self._checked, self._quantise
+        start, checked, quantise = self.action_start, self._checked, self._graph.quantise
 
         def decide(observation: Any) -> int:
             observation = checked(observation)
@@ -222,29 +214,6 @@ def _finite_check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[Arr
     if len(shape) == 1:
         return lambda observation: isfinite(sum(observation.tolist()))
     return lambda observation: isfinite(sum(observation.ravel().tolist()))
-
-
-def _quantiser(graph: Graph, scaling: dict[str, Any] | None) -> Callable[[Array], Array] | None:
-    """From an observation `[O...]` to the int8 `[1, O...]` that a microcontroller's file takes; None if it takes ours.
-
-    Args:
-        graph: the file.
-        scaling: `offset` and `multiplier`, each `[O]`: the file takes `(observation - offset) * multiplier`.
-    """
-    target = graph.observation
-    if target.dtype != np.int8:
-        return None
-    multiplier: Any = np.float32(1.0 / target.scale)
-    shift: Any = np.float32(target.zero_point)
-    if scaling is not None:
-        multiplier = np.asarray(scaling["multiplier"], np.float32) * multiplier
-        shift = shift - np.asarray(scaling["offset"], np.float32) * multiplier
-
-    def quantise(observation: Array) -> Array:
-        scaled: Array = np.rint(observation * multiplier + shift)
-        return np.minimum(np.maximum(scaled, -128.0), 127.0).astype(np.int8)[None]
-
-    return quantise
 
 
 def _join(shape: tuple[int, ...]) -> str:

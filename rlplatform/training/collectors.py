@@ -13,6 +13,7 @@ from rlplatform.experience import Block
 from rlplatform.training import schedules
 
 Array = np.ndarray[Any, Any]
+DRAWN_AT_ONCE = 4_096  # random numbers for exploration
 
 
 class Episode(NamedTuple):
@@ -26,9 +27,9 @@ class HostCollector:
     """Acts epsilon-greedily in N environments and writes down what they lived through.
 
     Under NEXT_STEP autoreset, an episode's final observation gets a row of its own: a dead slot, whose action the
-    environment ignores. Under SAME_STEP and DISABLED the row after an end already shows the next episode; there a truncated
-    step's own slot becomes the dead one, so that its episode is cut one step earlier, and a termination loses nothing, since
-    no value is bootstrapped from what comes after it.
+    environment ignores. Under SAME_STEP and DISABLED the row after an end already shows the next episode; there a
+    truncated step's own slot becomes the dead one, so that its episode is cut one step earlier, and a termination loses
+    nothing, since no value is bootstrapped from what comes after it.
 
     Args:
         config: the run's.
@@ -43,8 +44,13 @@ class HostCollector:
         self._num_envs = config.environment.num_envs
         self._stack = envs.Stack(spec, config.environment.frame_stack, self._num_envs)
         self._blocks = 0  # the counter of this collector's random numbers
+        self._chunk = -1
+        self._draws: tuple[Array, Array]
         self._return, self._length = np.zeros(self._num_envs), np.zeros(self._num_envs, np.int64)
         self._cut = False
+        self._frame: Array  # [N, O...], what the environments show now
+        self._first: Array  # [N] bool, it begins an episode
+        self._over: Array  # [N] bool, NEXT_STEP: it only closes one
         self._begin(envs.seeds(config.seed, self._num_envs, "train"))
 
     @property
@@ -65,7 +71,7 @@ class HostCollector:
         block = Block.empty(steps, num_envs, self._spec.observation_shape, self._spec.observation_dtype)
         explore, random_action = self._exploration()
         ended, counts = np.zeros((steps, num_envs), np.bool_), np.ones((steps, num_envs), np.bool_)
-        all_explore = explore.all(axis=1).tolist()
+        all_explore = np.all(explore, axis=1)
         self._actor.load(weights)
         next_step = self._mode is AutoresetMode.NEXT_STEP
         for t in range(steps):
@@ -74,7 +80,7 @@ class HostCollector:
             self._stack.push(self._frame)
             if self._first.any():
                 self._stack.reset(self._first, self._frame)
-            if self._cut:  # the environments of before are gone: what they showed last only closes their episodes
+            if self._cut:  # the environments of before are gone: this only closes their episodes
                 block.dead[t], counts[t], self._cut = True, False, False
                 self._begin(envs.seeds(self._config.seed, num_envs, f"train after {self._blocks} blocks"))
                 self._return[:], self._length[:] = 0.0, 0
@@ -103,19 +109,29 @@ class HostCollector:
 
     def _begin(self, seeds: list[int]) -> None:
         """Starts an episode in every environment."""
+        self._frame: Array
         self._frame, _ = envs.reset(self._env, seeds)
-        self._first = np.ones(self._num_envs, np.bool_)
-        self._over = np.zeros(self._num_envs, np.bool_)  # NEXT_STEP: the next slot is dead
+        self._first: Array = np.ones(self._num_envs, np.bool_)
+        self._over: Array = np.zeros(self._num_envs, np.bool_)
 
     def _exploration(self) -> tuple[Array, Array]:
-        """[T, N] bool, where to explore, and [T, N] int32, the random actions: one draw per environment and step."""
+        """[T, N] bool, where to explore, and [T, N] int32, the random actions: one draw per environment and step.
+
+        Drawn for many blocks at once: making a generator costs more than a block's numbers.
+        """
         shape = (self._config.block_steps, self._num_envs)
-        seed = np.random.SeedSequence([self._config.seed, self._blocks], spawn_key=(1,))
-        rng = np.random.Generator(np.random.Philox(seed))
+        at_once = max(1, DRAWN_AT_ONCE // (shape[0] * shape[1]))
+        chunk, place = divmod(self._blocks, at_once)
+        if chunk != self._chunk:
+            seed = np.random.SeedSequence([self._config.seed, chunk], spawn_key=(1,))
+            rng = np.random.Generator(np.random.Philox(seed))
+            draws = rng.random((at_once, *shape), np.float32)
+            actions = rng.integers(self._spec.num_actions, size=(at_once, *shape), dtype=np.int32)
+            self._chunk, self._draws = chunk, (draws, actions)
+        draw, action = self._draws[0][place], self._draws[1][place]
         steps = self.steps + np.arange(shape[0]) * self._num_envs
         epsilon = schedules.values(self._config.exploration.epsilon, steps, self._config.training.total_steps)
-        explore = rng.random(shape, np.float32) < epsilon[:, None]
-        return explore, rng.integers(self._spec.num_actions, size=shape, dtype=np.int32)
+        return draw < epsilon[:, None], action
 
     def _episodes(self, reward: Array, counts: Array, ended: Array) -> list[Episode]:
         """The episodes that end in this block, and what is carried into the next."""
@@ -150,8 +166,8 @@ class HostCollector:
         """Goes on from `state`.
 
         Returns:
-            Whether exactly: where the environments could not be pickled, new episodes begin instead, and the old ones are
-            closed with the last observation that they showed.
+            Whether exactly: where the environments could not be pickled, new episodes begin instead, and the old ones
+            are closed with the last observation that they showed.
         """
         self._stack, self._frame, self._blocks = state["stack"], state["frame"], state["blocks"]
         self._first, self._over = state["first"], state["over"]

@@ -44,8 +44,8 @@ def evaluate(
 ) -> Evaluation:
     """Plays one episode per seed with `act`, several side by side.
 
-    Every episode starts from `env.reset(seed=...)` with its own seed, so two policies given the same seeds are paired. An
-    episode without a time limit is cut after 100,000 steps.
+    Every episode starts from `env.reset(seed=...)` with its own seed, so two policies given the same seeds are paired.
+    An episode without a time limit is cut after 100,000 steps.
 
     Args:
         act: [n, S...] stacked observations to [n] actions, counted from 0.
@@ -97,8 +97,8 @@ def _play(
         observation = stack.observation if live.size == len(singles) else stack.observation[live]
         if on_observation is not None:
             on_observation(observation)
-        for slot, action in zip(live, act(observation), strict=True):
-            episode = playing[slot]
+        for slot, action in zip(live.tolist(), act(observation), strict=True):
+            episode = int(playing[slot])
             frames[slot], reward, terminated, truncated, _ = singles[slot].step(int(action) + spec.action_start)
             returns[episode] += float(reward)
             lengths[episode] += 1
@@ -115,7 +115,9 @@ def greedy(actor: Any) -> Act:
     return lambda observation: actor.q_values(observation).argmax(axis=1)
 
 
-def record(act: Act, environment: EnvironmentConfig, seed: int, *, factory: Factory | None = None) -> tuple[Array, float, float]:
+def record(
+    act: Act, environment: EnvironmentConfig, seed: int, *, factory: Factory | None = None
+) -> tuple[Array, float, float]:
     """Plays one rendered episode.
 
     Returns:

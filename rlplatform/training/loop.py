@@ -15,8 +15,8 @@ import numpy as np
 
 from rlplatform import devices, envs
 from rlplatform.agents import make_actor
-from rlplatform.agents.acting import split_weights
-from rlplatform.config import Config, to_dict, to_toml
+from rlplatform.agents.acting import split_weights, weight_shapes
+from rlplatform.config import to_dict, to_toml
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError
 from rlplatform.experience import Block
@@ -46,10 +46,10 @@ class Outcome(NamedTuple):
 class Loop:
     """One session of a run. It is also the `RunControl` that callbacks see.
 
-    The order of one round, the same for every run of the same configuration: block k is learned from in a thread of its own,
-    while block k + 1 is collected with the weights that learning from block k - 1 gave. Both are then waited for, so that
-    nothing depends on which was faster. Between rounds nothing runs, and logs, evaluations, callbacks and checkpoints see
-    one consistent state.
+    The order of one round, the same for every run of the same configuration: block k is learned from in a thread of its
+    own, while block k + 1 is collected with the weights that learning from block k - 1 gave. Both are then waited for,
+    so that nothing depends on which was faster. Between rounds nothing runs, and logs, evaluations, callbacks and
+    checkpoints see one consistent state.
 
     Args:
         run: the run's folder and configuration; its spec is the environment's.
@@ -84,7 +84,9 @@ class Loop:
         self._learned_blocks = self._updates = 0
         training, rows = run.config.training, run.config.agent.n_step + run.config.environment.frame_stack
         # Blocks that are only stored: until `learning_starts`, and until a transition can be drawn.
-        self._stored_first = max(-(-training.learning_starts // self._block_size), -(-rows // run.config.block_steps)) - 1
+        self._stored_first = (
+            max(-(-training.learning_starts // self._block_size), -(-rows // run.config.block_steps)) - 1
+        )
         self._episodes: deque[Episode] = deque(maxlen=100)
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1
@@ -266,7 +268,8 @@ class Loop:
             self._best_return = result.mean
             network = self._learner.agent.online
             self._run.save_best(
-                Best(self.step, result.mean, split_weights(network, weights)), self._learner.observations(CALIBRATION)
+                Best(self.step, result.mean, split_weights(weight_shapes(network), weights)),
+                self._learner.observations(CALIBRATION),
             )
         row = {
             "eval/return": result.mean,
@@ -286,10 +289,14 @@ class Loop:
             self._diverged("weights are")
 
     def _diverged(self, what: str) -> None:
-        safe = f"the checkpoint of step {self._saved_step} is kept" if self._saved_step >= 0 else "there is no checkpoint yet"
+        safe = (
+            f"the checkpoint of step {self._saved_step} is kept"
+            if self._saved_step >= 0
+            else "there is no checkpoint yet"
+        )
         raise RunError(
-            f"training has diverged: {what} not finite at step {self.step}; {safe}; a smaller optimizer.learning_rate or "
-            "a reward of smaller size may help"
+            f"training has diverged: {what} not finite at step {self.step}; {safe}; a smaller optimizer.learning_rate "
+            "or a reward of smaller size may help"
         )
 
     def _describe(self) -> None:
@@ -351,8 +358,8 @@ class Loop:
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for installed, handler in previous.items():
+                signal.signal(installed, handler)
 
 
 def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:

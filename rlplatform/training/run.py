@@ -119,7 +119,7 @@ class Run:
             raise UserError(f"{self.path} has no best policy yet: its first evaluation is still to come")
         observations = arrays["observations"]
         chosen = np.random.default_rng(seed).permutation(len(observations))[:count]
-        return observations[np.sort(chosen)]  # type: ignore[no-any-return]
+        return observations[np.sort(chosen)]
 
     def _weights(self, which: str) -> list[Array]:
         if which == "best":

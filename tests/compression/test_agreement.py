@@ -32,19 +32,26 @@ def test_the_slope_tells_the_scale_of_the_values_and_ignores_their_offset(factor
     assert measured.slope == pytest.approx(factor)
 
 
-def test_without_any_clear_state_all_states_count():
+def test_without_any_clear_state_nothing_is_said_of_clear_states():
     measured = agreement.measure(EXPECTED, EXPECTED[:, ::-1], step=100.0)
-    assert measured.clear_states == 0
-    assert measured.clear == 0.0
+    assert (measured.clear_states, measured.clear, measured.slope) == (0, None, None)
+    assert measured.overall == 0.0
 
 
-def test_a_step_is_the_files_own_or_a_255th_of_the_centred_range():
+def test_the_slope_takes_no_offence_at_values_beyond_the_files_range():
+    given = np.clip(agreement.centred(EXPECTED), -2.0, 2.0)
+    assert agreement.measure(EXPECTED, given, 1.0, (-2.0, 2.0)).slope == pytest.approx(1.0)
+    assert agreement.measure(EXPECTED, given, 1.0).slope < 0.5
+
+
+def test_a_step_is_a_255th_of_the_centred_range_or_the_files_own_if_that_is_coarser():
     q = np.array([[100.0, 101.0], [100.0, 151.0]])  # centred: from -25.5 to 25.5
-    assert agreement.step_of(q, 0.25) == 0.25
     assert agreement.step_of(q, 0.0) == pytest.approx(51.0 / 255.0)
+    assert agreement.step_of(q, 0.01) == pytest.approx(51.0 / 255.0)
+    assert agreement.step_of(q, 0.25) == 0.25
 
 
 def test_one_action_is_always_agreed_on():
     q = np.zeros((3, 1))
     measured = agreement.measure(q, q, step=agreement.step_of(q, 0.0))
-    assert (measured.overall, measured.clear) == (1.0, 1.0)
+    assert measured.overall == 1.0

@@ -44,8 +44,8 @@ def answers(content, observations, scaling=None):
 
 def kept(model, content, observations, scaling=None):
     """Share of states with the network's action, and the error relative to the spread of the centred values."""
-    expected = agreement.centred(model(observations).numpy())
-    given = agreement.centred(answers(content, observations, scaling))
+    expected = np.clip(agreement.centred(model(observations).numpy()), *inspection.read(content).q_range)
+    given = answers(content, observations, scaling)
     error = np.sqrt(((given - expected) ** 2).mean()) / expected.std()
     return (given.argmax(axis=1) == expected.argmax(axis=1)).mean(), error
 

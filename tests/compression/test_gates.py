@@ -41,7 +41,7 @@ def test_the_converter_gate_allows_rounding_and_nothing_more():
     ("foreign", "islands", "passed"), [((), (), True), (("FlexErf",), (), False), ((), ("MEAN",), False)]
 )
 def test_the_operator_gate_refuses_foreign_operators_and_float_islands(foreign, islands, passed):
-    contents = inspection.Contents(("FULLY_CONNECTED",), foreign, islands, {}, bool(islands), 0.0)
+    contents = inspection.Contents(("FULLY_CONNECTED",), foreign, islands, {}, bool(islands), 0.0, (-np.inf, np.inf))
     gate = gates.operators("f", contents)
     assert gate.passed is passed
     assert all(name in gate.sentence for name in foreign + islands)
@@ -68,6 +68,12 @@ def test_the_int8_gates_allow_noise_below_a_step():
 )
 def test_each_way_of_breaking_a_policy_fails_a_gate_by_name(broken, expected):
     assert quantised(broken(GOLDEN_Q)) == expected
+
+
+def test_without_a_clear_state_the_int8_gates_leave_the_verdict_to_the_returns():
+    found = gates.quantised("f", "visited", agreement.measure(GOLDEN_Q, -GOLDEN_Q, 100.0))
+    assert failed(found) == set()
+    assert {gate.sentence for gate in found} == {"no visited state has a gap of more than 2 int8 steps"}
 
 
 def test_the_margin_is_a_share_of_what_is_gained_over_random_actions():

@@ -1,0 +1,191 @@
+"""What is done to an int8 file after the converter: three edits that cost nothing to run and decide whether it plays.
+
+Neighbouring states of a policy differ by little, so the error that int8 makes in them is nearly the same in all: it
+shifts the values of the actions against each other, and where gaps are small that decides. The shift is measured on
+calibration states and taken out of the last bias. Two things would drown it in noise: features of very different ranges
+that share one int8 scale, and a range of the values that is stretched by a few states in which the choice is obvious.
+"""
+
+from typing import Any
+
+import flatbuffers  # type: ignore[import-untyped]
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from rlplatform.compression import inspection
+from rlplatform.compression.agreement import centred
+from rlplatform.runtime import open_graph
+
+Array = np.ndarray[Any, Any]
+
+FIRST_LAYER_SHARE = 1 / 8  # The first layer may stay float32 where it has no more than this share of the weights.
+_FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
+
+
+def refine(
+    int8_file: bytes, float_file: bytes, scaling: dict[str, Array] | None, observations: Array, q: Array
+) -> tuple[bytes, list[str]]:
+    """The file after all edits that fit it, and one sentence for each.
+
+    Args:
+        int8_file: what the converter made.
+        float_file: the same network in float32.
+        scaling: as for `runtime.open_graph`.
+        observations: `[N, O...]`, calibration states.
+        q: `[N, A]`, the network's values there.
+    """
+    done: list[str] = []
+    content = int8_file
+    contents = inspection.read(content)
+    if "int8" not in contents.weights:
+        return content, done
+    if not contents.static:
+        content = float_first_layer(content, float_file)
+        if content is not int8_file:
+            done.append("kept the first layer in float32")
+    q = q.astype(np.float64)
+    is_centred = bool(np.abs(q.mean(axis=1)).max() <= 1e-4 * np.abs(q).max())
+    if contents.static and is_centred and _head(_read(content)) is not None:
+        limit = obvious(q)
+        narrower = narrow_range(content, limit) if limit > 0 else content
+        if narrower is not content:
+            done.append(f"cut the values off at {limit:.3g}, beyond which they decide nothing")
+            content = narrower
+    if _head(_read(content)) is None:
+        return content, done
+    total = np.zeros(q.shape[1])
+    for _ in range(2):  # The second time in steps that the first has brought into range.
+        graph = open_graph(content, "the converted file", scaling=scaling)
+        error = centred(np.stack([graph.q_values(observation) for observation in observations])) - centred(q)
+        shift = -np.median(error, axis=0)
+        content, total = shift_bias(content, shift), total + shift
+    done.append(f"shifted the values of the actions by up to {np.abs(total).max():.3g}, by the median error")
+    return content, done
+
+
+def float_first_layer(int8_file: bytes, float_file: bytes) -> bytes:
+    """A dynamic int8 file whose first layer, where it is a small Dense, is float32 again.
+
+    The dynamic quantiser gives all features of an observation one scale, made anew for every observation: an angle of
+    0.01 beside a velocity of 2 becomes zero.
+
+    Args:
+        int8_file: from dynamic quantisation.
+        float_file: the same network in float32.
+    """
+    model, original = _read(int8_file), _read(float_file)
+    layers, originals = _layers(model), _layers(original)
+    sizes = [_size(model, layer) for layer in layers]
+    if not layers or _code(model, layers[0]) != _FULLY_CONNECTED or sizes[0] > FIRST_LAYER_SHARE * sum(sizes):
+        return int8_file
+    first = layers[0]
+    tensor = model.subgraphs[0].tensors[first.inputs[1]]
+    source = original.subgraphs[0].tensors[originals[0].inputs[1]]
+    if tensor.type == source.type:  # Too small for the quantiser.
+        return int8_file
+    tensor.type, tensor.quantization = source.type, None
+    model.buffers[tensor.buffer].data = original.buffers[source.buffer].data
+    first.builtinOptions.asymmetricQuantizeInputs = False
+    return _written(model)
+
+
+def narrow_range(content: bytes, limit: float) -> bytes:
+    """A static int8 file whose values end at `-limit` and `limit`, with steps that are finer for it.
+
+    Args:
+        content: from static quantisation; it ends in a Dense.
+        limit: in units of value, above zero. A range that is narrower already stays.
+    """
+    model = _read(content)
+    quantisation = model.subgraphs[0].tensors[_head(model).outputs[0]].quantization
+    scale = limit / 127.0
+    if scale >= quantisation.scale[0]:
+        return content
+    quantisation.scale, quantisation.zeroPoint = [scale], [0]
+    quantisation.min = quantisation.max = None
+    return _written(model)
+
+
+def obvious(q: Array) -> float:
+    """The value above which it does not matter how great a value is, on the given states.
+
+    Values that are centred decide by their order alone: as long as no second best value is cut off, the best one may
+    be. Nine tenths of the states keep their best value whole all the same.
+
+    Args:
+        q: `[N, A]`, centred.
+    """
+    best_two = np.sort(q, axis=1)[:, -2:]
+    return 1.05 * float(max(np.percentile(np.abs(q).max(axis=1), 90), best_two[:, 0].max()))
+
+
+def shift_bias(content: bytes, shift: Array) -> bytes:
+    """A file that gives values which are greater by `shift`.
+
+    Args:
+        content: the file; it ends in a Dense.
+        shift: `[A]`, in units of value.
+    """
+    model = _read(content)
+    graph = model.subgraphs[0]
+    last = _head(model)
+    weights, given = graph.tensors[last.inputs[1]], graph.tensors[last.inputs[0]]
+    integer = given.type == schema.TensorType.INT8
+    scale: Any = 1.0
+    if integer:
+        scale = np.asarray(weights.quantization.scale, np.float64) * given.quantization.scale[0]
+    kind = np.dtype(np.int32 if integer else np.float32)
+    old = np.zeros(len(shift), kind)
+    if len(last.inputs) > 2 and last.inputs[2] >= 0:
+        old = np.asarray(model.buffers[graph.tensors[last.inputs[2]].buffer].data, np.uint8).view(kind)
+    change = np.rint(shift / scale) if integer else shift
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer((old + change).astype(kind).tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    bias = schema.TensorT()  # Always a new one: layers may share a bias of zeros.
+    bias.name, bias.shape, bias.buffer = b"shifted_bias", [len(shift)], len(model.buffers) - 1
+    bias.type = schema.TensorType.INT32 if integer else schema.TensorType.FLOAT32
+    if integer:
+        bias.quantization = schema.QuantizationParametersT()
+        bias.quantization.scale = np.atleast_1d(scale).astype(np.float32)
+        bias.quantization.zeroPoint = [0] * len(bias.quantization.scale)
+    graph.tensors.append(bias)
+    last.inputs = [last.inputs[0], last.inputs[1], len(graph.tensors) - 1]
+    return _written(model)
+
+
+def _read(content: bytes) -> Any:
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+
+
+def _written(model: Any) -> bytes:
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _code(model: Any, operator: Any) -> int:
+    code = model.operatorCodes[operator.opcodeIndex]
+    return int(max(code.builtinCode, code.deprecatedBuiltinCode))
+
+
+def _layers(model: Any) -> list[Any]:
+    """The operators with a kernel, in order."""
+    kernels = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D, _FULLY_CONNECTED)
+    return [operator for operator in model.subgraphs[0].operators if _code(model, operator) in kernels]
+
+
+def _head(model: Any) -> Any:
+    """The Dense that gives `q`, or None if something else does."""
+    outputs = {output.name.decode(): int(output.tensorIndex) for output in model.signatureDefs[0].outputs}
+    by_output = {int(operator.outputs[0]): operator for operator in model.subgraphs[0].operators}
+    found = by_output.get(outputs["q"])
+    if found is not None and _code(model, found) == schema.BuiltinOperator.DEQUANTIZE:
+        found = by_output.get(int(found.inputs[0]))
+    if found is None or _code(model, found) != _FULLY_CONNECTED:
+        return None
+    return found if found.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.NONE else None
+
+
+def _size(model: Any, operator: Any) -> int:
+    return int(np.prod(model.subgraphs[0].tensors[operator.inputs[1]].shape))
