@@ -51,6 +51,9 @@ class HostCollector:
         self._frame: Array  # [N, O...], what the environments show now
         self._first: Array  # [N] bool, it begins an episode
         self._over: Array  # [N] bool, NEXT_STEP: it only closes one
+        self._frame: Array  # [N, O...], what the environments show now
+        self._first: Array  # [N] bool, it begins an episode
+        self._over: Array  # [N] bool, NEXT_STEP: it only closes one
         self._begin(envs.seeds(config.seed, self._num_envs, "train"))
 
     @property
@@ -109,10 +112,9 @@ class HostCollector:
 
     def _begin(self, seeds: list[int]) -> None:
         """Starts an episode in every environment."""
-        self._frame: Array
         self._frame, _ = envs.reset(self._env, seeds)
-        self._first: Array = np.ones(self._num_envs, np.bool_)
-        self._over: Array = np.zeros(self._num_envs, np.bool_)
+        self._first = np.ones(self._num_envs, np.bool_)
+        self._over = np.zeros(self._num_envs, np.bool_)
 
     def _exploration(self) -> tuple[Array, Array]:
         """[T, N] bool, where to explore, and [T, N] int32, the random actions: one draw per environment and step.
