@@ -51,9 +51,6 @@ class HostCollector:
         self._frame: Array  # [N, O...], what the environments show now
         self._first: Array  # [N] bool, it begins an episode
         self._over: Array  # [N] bool, NEXT_STEP: it only closes one
-        self._frame: Array  # [N, O...], what the environments show now
-        self._first: Array  # [N] bool, it begins an episode
-        self._over: Array  # [N] bool, NEXT_STEP: it only closes one
         self._begin(envs.seeds(config.seed, self._num_envs, "train"))
 
     @property
