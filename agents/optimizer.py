@@ -1,5 +1,6 @@
 """Adam on one flat vector: few fat operations, since a compiled update of a small network is bound by their number."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ class Adam(tf.Module):
 
     Args:
         variables: the weights that `apply` moves, in order.
-        epsilon: added to the root of the second moment.
-        max_gradient_norm: global norm that gradients are scaled down to.
+        epsilon: added to the root of the second moment before its bias is corrected, as in Keras and in the paper's
+            faster order of operations.
+        max_gradient_norm: global norm that gradients are scaled down to; inf leaves them as they are.
     """
 
     def __init__(self, variables: list[Any], epsilon: float, max_gradient_norm: float) -> None:
@@ -37,7 +39,8 @@ class Adam(tf.Module):
         """
         gradient = tf.concat([tf.reshape(part, [-1]) for part in gradients], axis=0)  # [P]
         norm = tf.norm(gradient)
-        gradient *= self._max_gradient_norm / tf.maximum(norm, self._max_gradient_norm)
+        if not math.isinf(self._max_gradient_norm):
+            gradient *= self._max_gradient_norm / tf.maximum(norm, self._max_gradient_norm)
         steps = self.steps + 1.0
         first = BETA_1 * self.first_moment + (1.0 - BETA_1) * gradient
         second = BETA_2 * self.second_moment + (1.0 - BETA_2) * tf.square(gradient)
