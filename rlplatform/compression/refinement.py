@@ -13,7 +13,6 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from rlplatform.compression import inspection
-from rlplatform.compression.agreement import centred
 from rlplatform.runtime import open_graph
 
 Array = np.ndarray[Any, Any]
@@ -53,12 +52,13 @@ def refine(
             content = narrower
     if _head(_read(content)) is None:
         return content, done
-    total = np.zeros(q.shape[1])
-    for _ in range(2):  # The second time in steps that the first has brought into range.
+    unshifted, total = content, np.zeros(q.shape[1])
+    reachable = np.clip(q, *inspection.read(content).q_range)
+    for _ in range(2):  # The second time with values that the first has brought into the range.
         graph = open_graph(content, "the converted file", scaling=scaling)
-        error = centred(np.stack([graph.q_values(observation) for observation in observations])) - centred(q)
-        shift = -np.median(error, axis=0)
-        content, total = shift_bias(content, shift), total + shift
+        error = np.stack([graph.q_values(observation) for observation in observations]) - reachable
+        total -= np.median(error, axis=0)
+        content = shift_bias(unshifted, total)
     done.append(f"shifted the values of the actions by up to {np.abs(total).max():.3g}, by the median error")
     return content, done
 

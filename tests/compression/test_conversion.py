@@ -125,7 +125,7 @@ def test_a_feature_that_never_changes_does_not_break_the_scaling():
 
 
 def test_a_tiny_network_for_a_cpu_becomes_static_int8_where_that_is_faithful():
-    model = vector_network(hidden=(16, 16))
+    model = vector_network(hidden=(24, 24))
     files = convert(canonical(model).model, vectors(), "cpu")
     contents = inspection.read(files.int8_file)
     assert files.quantisation["method"] == "static"

@@ -116,7 +116,8 @@ def test_refining_takes_the_median_error_out_and_tells_what_it_did(converted, mo
     clipped = np.clip(q, *contents.q_range)
     median = np.median(q_of(content) - clipped, axis=0)
     assert np.abs(median).max() <= max(contents.q_step, 1e-3)
-    assert (q_of(content).argmax(axis=1) == q.argmax(axis=1)).mean() > 0.93
+    agreement = [(q_of(file).argmax(axis=1) == q.argmax(axis=1)).mean() for file in (made[mode], content)]
+    assert agreement[1] > agreement[0]
     first = "kept the first layer in float32" if mode == "dynamic" else "cut the values off at"
     assert done[0].startswith(first)
     assert done[-1].startswith("shifted the values of the actions by up to")
