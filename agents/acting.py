@@ -59,7 +59,6 @@ class CompiledActor:
     def __init__(self, network: Any) -> None:
         self._network = keras.models.clone_model(network)
         self._shapes = weight_shapes(network)
-        self._shape = tuple(network.input_shape[1:])
         self._dtype = network.inputs[0].dtype
         self._call = tf.function(self._network, autograph=False, reduce_retracing=True)
 
@@ -127,6 +126,7 @@ def _runs_in_numpy(layer: Any) -> bool:
     plain = (keras.activations.relu, keras.activations.linear)
     return (
         type(layer) in _NUMPY_LAYERS
+        and len(layer.inbound_nodes) == 1  # a layer that is called twice has no one output
         and getattr(layer, "activation", plain[0]) in plain
         and getattr(layer, "use_bias", True)
     )

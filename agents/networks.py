@@ -47,7 +47,13 @@ def build(config: NetworkConfig, observation_shape: tuple[int, ...], observation
         if observation_dtype == "uint8"
         else observation
     )
-    features, stream = torso_function(config.torso, observation_shape)(features, config)
+    made = torso_function(config.torso, observation_shape)(features, config)
+    if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
+        raise UserError(
+            f"network.torso {config.torso!r} must give features and a function that makes a stream's last layers; "
+            f"got {made!r}"
+        )
+    features, stream = made
     if config.dueling:
         value = keras.layers.Dense(1, name="value")(stream("value")(features))
         advantage = keras.layers.Dense(num_actions, name="advantage")(stream("advantage")(features))
@@ -72,9 +78,12 @@ def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
     if ":" in name:
         module, _, function = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"network.torso {name!r} cannot be imported: {error}") from None
+            torso = getattr(importlib.import_module(module), function)
+        except Exception as error:  # whatever a user's module raises when it is imported
+            raise UserError(f"network.torso {name!r} cannot be imported: {error}") from error
+        if not callable(torso):
+            raise UserError(f"network.torso {name!r} is a {type(torso).__name__}, not a function")
+        return torso  # type: ignore[no-any-return]
     raise UserError(f"unknown network.torso {name!r}; {nearest(name, ['auto', *TORSOS])} or `module:function`")
 
 
