@@ -7,7 +7,7 @@ import numpy as np
 from rlplatform import envs
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
-from rlplatform.training.evaluation import Act, evaluate
+from rlplatform.training import Act, evaluate
 
 Array = np.ndarray[Any, Any]
 

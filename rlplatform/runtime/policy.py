@@ -20,8 +20,15 @@ _SMALL = 64  # Up to this many numbers, Python's own sum tells fastest whether a
 class Policy:
     """A greedy policy, as `rlplatform export` wrote it.
 
-    It needs numpy and ai-edge-litert. Of two actions with the same value it takes the one with the lower index. Not for
-    several threads at once: open one for each.
+    On a device, `pip install numpy ai-edge-litert` and `pip install --no-deps rlplatform` (or a copy of this folder)
+    are all that it needs:
+
+        policy = Policy("bundle/")
+        action = policy.act(observation)            # frames stacked already, or:
+        policy.reset(); action = policy.step(frame)  # once an episode; once a step
+
+    Of two actions with the same value it takes the one with the lower index. Not for several threads at once: open one
+    for each.
 
     Args:
         path: the bundle's folder.

@@ -1,5 +1,6 @@
 """A policy known by heart goes all the way to a verified bundle, and broken ones do not."""
 
+import dataclasses
 import json
 import shutil
 
@@ -102,7 +103,7 @@ def test_the_bundle_holds_what_it_promises(exported):
     assert quantisation["weights"]["int8"] == 64 * 64
     assert manifest["verification"]["passed"]
     assert not manifest["verification"]["forced"]
-    assert manifest["default"] == "int8"
+    assert manifest["default"] in manifest["variants"]
     assert manifest["files"]["policy.tflite"]["bytes"] == (path / "policy.tflite").stat().st_size
     assert run.path.is_dir()
 
@@ -136,6 +137,20 @@ def test_a_verification_is_read_by_people_and_by_programs(exported):
     assert tree["passed"]
     assert tree["rows"][2]["visited"]["bins"][0]["low"] == 0.0
     assert tree["rows"][0]["mean"]["estimate"] == 500.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"microseconds": 1.0}, "int8"),
+        ({"microseconds": 1e6}, "float"),
+        ({"microseconds": 1.0, "bytes": 10**9}, "float"),
+    ],
+)
+def test_the_int8_file_is_the_default_where_it_is_smaller_and_not_much_slower(exported, changes, expected):
+    network, float_row, int8_row = exported[2].rows
+    rows = (network, float_row, dataclasses.replace(int8_row, **changes))
+    assert exporting._default(dataclasses.replace(exported[2], rows=rows)) == expected
 
 
 def test_verify_needs_nothing_but_the_bundle(exported, copied):
