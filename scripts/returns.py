@@ -2,9 +2,9 @@
 
     python scripts/returns.py CartPole-v1 --seeds 10 --out benchmarks/cartpole.json
 
-Two processes side by side. What is reported is the delivered policy: the best by the evaluations during training, played
-greedily over `--episodes` episodes whose seeds were used neither for training nor for choosing it. The newest policy's
-returns stand beside it.
+Two processes side by side. What is reported is the delivered policy: the best by the evaluations during training,
+played greedily over `--episodes` episodes whose seeds were used neither for training nor for choosing it. The newest
+policy's returns stand beside it.
 """
 
 import argparse

@@ -49,9 +49,9 @@ class HostCollector:
         self._return, self._length = np.zeros(self._num_envs), np.zeros(self._num_envs, np.int64)
         self._cut = False
         self._frame: Array  # [N, O...], what the environments show now
-        self._first: Array  # [N] bool, it begins an episode
-        self._over: Array  # [N] bool, NEXT_STEP: it only closes one
-        self._begin(envs.seeds(config.seed, self._num_envs, "train"))
+        self._frame, _ = envs.reset(env, self._seeds("train"))
+        self._first = np.ones(self._num_envs, np.bool_)  # the next slot begins an episode
+        self._over = np.zeros(self._num_envs, np.bool_)  # NEXT_STEP: the next slot is dead
 
     @property
     def steps(self) -> int:
@@ -69,49 +69,65 @@ class HostCollector:
         """
         steps, num_envs = self._config.block_steps, self._num_envs
         block = Block.empty(steps, num_envs, self._spec.observation_shape, self._spec.observation_dtype)
+        truncated = np.zeros((steps, num_envs), np.bool_)
         explore, random_action = self._exploration()
-        ended, counts = np.zeros((steps, num_envs), np.bool_), np.ones((steps, num_envs), np.bool_)
-        all_explore = np.all(explore, axis=1)
+        all_explore: list[bool] = explore.all(axis=1).tolist()
         self._actor.load(weights)
-        next_step = self._mode is AutoresetMode.NEXT_STEP
+        cut, self._cut = self._cut, False
         for t in range(steps):
             block.observation[t] = self._frame
-            block.first[t] = self._first
-            self._stack.push(self._frame)
-            if self._first.any():
-                self._stack.reset(self._first, self._frame)
-            if self._cut:  # the environments of before are gone: this only closes their episodes
-                block.dead[t], counts[t], self._cut = True, False, False
-                self._begin(envs.seeds(self._config.seed, num_envs, f"train after {self._blocks} blocks"))
-                self._return[:], self._length[:] = 0.0, 0
+            observation = self._observed(block, truncated, t)
+            if cut and t == 0:  # the environments of before are gone: this row only closes their episodes
+                self._frame, _ = envs.reset(self._env, self._seeds(f"train after {self._blocks} blocks"))
+                truncated[t] = self._mode is not AutoresetMode.NEXT_STEP
                 continue
             if all_explore[t]:
                 action = random_action[t]
             else:
-                greedy = self._actor.q_values(self._stack.observation).argmax(axis=1)
-                action = np.where(explore[t], random_action[t], greedy)
+                action = np.where(explore[t], random_action[t], self._actor.q_values(observation).argmax(axis=1))
             block.action[t] = action
-            self._frame, block.reward[t], terminated, truncated, _ = self._env.step(action + self._spec.action_start)
-            block.terminated[t] = terminated
-            over = terminated | truncated
-            ended[t] = over
-            if next_step:
-                block.dead[t] = self._over
-                counts[t] = ~self._over
-                self._first, self._over = self._over, over
-            else:
-                block.dead[t] = truncated & ~terminated
-                self._first = over
-                if self._mode is AutoresetMode.DISABLED and over.any():
+            step = self._env.step(action + self._spec.action_start)
+            self._frame, block.reward[t], block.terminated[t], truncated[t], _ = step
+            if self._mode is AutoresetMode.DISABLED:
+                over = block.terminated[t] | truncated[t]
+                if over.any():
                     self._frame, _ = self._env.reset(options={"reset_mask": over})
         self._blocks += 1
-        return block, self._episodes(block.reward, counts, ended)
+        return self._marked(block, truncated, cut)
 
-    def _begin(self, seeds: list[int]) -> None:
-        """Starts an episode in every environment."""
-        self._frame, _ = envs.reset(self._env, seeds)
-        self._first = np.ones(self._num_envs, np.bool_)
-        self._over = np.zeros(self._num_envs, np.bool_)
+    def _observed(self, block: Block, truncated: Array, t: int) -> Array:
+        """[N, S...], what the network sees in row t: the newest frames, joined within their episodes."""
+        if self._config.environment.frame_stack == 1:
+            return block.observation[t].reshape(self._num_envs, *self._spec.frame_shape)  # type: ignore[no-any-return]
+        self._stack.push(block.observation[t])
+        first = self._first_rows(block.terminated[:t] | truncated[:t])[-1]
+        if first.any():
+            self._stack.reset(first, block.observation[t])
+        return self._stack.observation
+
+    def _first_rows(self, over: Array) -> Array:
+        """[t + 1, N] bool: which slots begin an episode, from which of the t slots before ended one."""
+        if self._mode is AutoresetMode.NEXT_STEP:  # the slot after the end is dead, the one after that begins
+            return np.concatenate((self._first[None], self._over[None], over))[: len(over) + 1]
+        return np.concatenate((self._first[None], over))
+
+    def _marked(self, block: Block, truncated: Array, cut: bool) -> tuple[Block, list[Episode]]:
+        """The block with its `first` and `dead` slots marked, and the episodes that ended in it."""
+        over = block.terminated | truncated
+        block.first[:] = self._first_rows(over)[:-1]
+        if self._mode is AutoresetMode.NEXT_STEP:
+            block.dead[0], block.dead[1:] = self._over, over[:-1]
+            lived = ~block.dead
+            self._first, self._over = block.dead[-1].copy(), over[-1]
+        else:
+            block.dead[:] = truncated & ~block.terminated
+            lived = np.ones_like(over)
+            lived[0] = not cut
+            self._first = over[-1]
+        return block, self._episodes(block.reward, lived, over & lived)
+
+    def _seeds(self, stream: str) -> list[int]:
+        return envs.seeds(self._config.seed, self._num_envs, stream)
 
     def _exploration(self) -> tuple[Array, Array]:
         """[T, N] bool, where to explore, and [T, N] int32, the random actions: one draw per environment and step.
@@ -173,6 +189,8 @@ class HostCollector:
         self._return, self._length = state["return"], state["length"]
         if state["env"] is None:
             self._cut = True
+            self._over = np.ones(self._num_envs, np.bool_)
+            self._return, self._length = np.zeros(self._num_envs), np.zeros(self._num_envs, np.int64)
             return False
         self._env.close()
         self._env = envs.restore(state["env"])

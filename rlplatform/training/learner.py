@@ -15,6 +15,10 @@ from rlplatform.experience import Batch, Block, Replay
 Array = np.ndarray[Any, Any]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Learned(NamedTuple):
     """What comes back from `learn`: metrics of the last update, and the weights to act with."""
 
@@ -98,15 +102,26 @@ class Learner(tf.Module):
 
     # --- from the host --------------------------------------------------------------------------------------------
 
-    def insert_block(self, block: Block) -> None:
-        """Writes a block of numpy arrays into the replay, without learning."""
+    def insert_block(self, block: Block, entering: Callable[[], object] = _nothing) -> None:
+        """Writes a block of numpy arrays into the replay, without learning; `entering` is as in `learn_block`."""
         with tf.device(self._device):
-            self._insert(*map(tf.constant, block))
+            tensors = [tf.constant(field) for field in block]
+            entering()
+            self._insert(*tensors)
 
-    def learn_block(self, block: Block, learning_rate: float) -> Learned:
-        """Inserts a block of numpy arrays and learns. Releases the GIL while the program runs."""
+    def learn_block(self, block: Block, learning_rate: float, entering: Callable[[], object] = _nothing) -> Learned:
+        """Inserts a block of numpy arrays and learns.
+
+        Args:
+            block: T steps of N environments.
+            learning_rate: of all updates in this call.
+            entering: called right before the compiled program is entered, which runs without Python's global lock.
+        """
         with tf.device(self._device):
-            metrics, weights = self._learn(*map(tf.constant, block), tf.constant(learning_rate, tf.float32))
+            tensors = [tf.constant(field) for field in block]
+            rate = tf.constant(learning_rate, tf.float32)
+            entering()
+            metrics, weights = self._learn(*tensors, rate)
         return Learned(metrics, weights.numpy())
 
     def weights(self) -> Array:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -158,7 +158,11 @@ class Loop:
             self._acting = self._learner.weights()
         self._clock = (time.perf_counter(), self.step, self.updates)
         while self._pending is not None and not self._reason:
-            learning = thread.submit(self._learn, self._pending)
+            entering = threading.Event()
+            learning = thread.submit(self._learn, self._pending, entering.set)
+            # Collecting holds Python's global lock nearly all the time: let the learner enter its program first.
+            while not entering.wait(0.1) and not learning.done():
+                pass
             following = self._collect() if self._learned_blocks + 1 < total else None
             learned = learning.result()
             before = self.step
@@ -175,12 +179,12 @@ class Loop:
         self._episodes.extend(episodes)
         return block
 
-    def _learn(self, block: Block) -> Learned | None:
+    def _learn(self, block: Block, entering: Callable[[], object]) -> Learned | None:
         """In the learner's thread: learns from a block, or only stores it while learning has not started."""
         if self._learned_blocks < self._stored_first:
-            self._learner.insert_block(block)
+            self._learner.insert_block(block, entering)
             return None
-        return self._learner.learn_block(block, self._learning_rate())
+        return self._learner.learn_block(block, self._learning_rate(), entering)
 
     def _learning_rate(self) -> float:
         return self.scheduled_learning_rate * self.learning_rate_scale
