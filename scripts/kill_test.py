@@ -1,0 +1,202 @@
+"""Kills training runs with `kill -9` at random moments, resumes each, and compares it with a run that nobody disturbed.
+
+    python scripts/kill_test.py --kills 20 --out benchmarks/resume.json
+
+Each run is killed once, in one of three phases: while it starts, while it trains, while it writes a checkpoint. It is
+then resumed until it has finished. Equal means bit for bit: the weights of the newest and of the best policy, and every
+row of metrics but its clock readings. The exit code is 0 if every run is equal to the undisturbed one.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the checkout, installed or not
+
+PHASES = ("training", "checkpoint", "training", "start-up", "training")  # in turn
+SETTINGS = {
+    "network.hidden_units": "[32]",
+    "training.learning_starts": "512",
+    "training.train_interval": "128",
+    "training.gradient_steps": "16",
+    "replay.capacity": "4000",
+    "agent.target_update_interval": "50",
+    "evaluation.interval": "1024",
+    "evaluation.episodes": "3",
+    "checkpoint.interval": "256",
+    "logging.interval": "512",
+}
+MOST_RESUMES = 3
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+class Undisturbed(NamedTuple):
+    """What the run that nobody disturbs took, and gave."""
+
+    first_checkpoint: float  # seconds from its start
+    seconds: float
+    fingerprint: dict[str, str]
+
+
+def start(folder: pathlib.Path, steps: int, *, resume: bool = False) -> subprocess.Popen[bytes]:
+    """Trains in a process of its own; what it says is beside its folder."""
+    command = [sys.executable, "-m", "rlplatform", "train", "CartPole-v1", "--seed", "7", "--steps", str(steps)]
+    command += ["--out", str(folder), *(part for item in SETTINGS.items() for part in ("--set", "=".join(item)))]
+    if resume:
+        command.append("--resume")
+    with open(folder.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
+def undisturbed(folder: pathlib.Path, steps: int) -> Undisturbed:
+    """Trains without a kill."""
+    begin = time.perf_counter()
+    process = start(folder, steps)
+    first = 0.0
+    while process.poll() is None:
+        if not first and complete_checkpoints(folder):
+            first = time.perf_counter() - begin
+        time.sleep(0.01)
+    seconds = time.perf_counter() - begin
+    if process.returncode != 0:
+        raise SystemExit(f"the undisturbed run has failed: {folder.with_suffix('.log').read_text().splitlines()[-1]}")
+    return Undisturbed(first, seconds, fingerprint(folder))
+
+
+def disturb(folder: pathlib.Path, steps: int, phase: str, expected: Undisturbed, rng: random.Random) -> dict[str, Any]:
+    """Trains, kills in a phase, resumes until the run has finished, and compares."""
+    row: dict[str, Any] = {"phase": phase}
+    begin = time.perf_counter()
+    process = start(folder, steps)
+    if phase == "checkpoint":
+        seen, number, written = "", 0, rng.randint(1, max(1, steps // int(SETTINGS["checkpoint.interval"]) - 1))
+        while process.poll() is None and number < written:  # until it has begun to write that checkpoint
+            found = next((path.name for path in partial_checkpoints(folder)), "")
+            number, seen = number + (found not in ("", seen)), found or seen
+            time.sleep(0.0002)
+        time.sleep(rng.uniform(0.0, 0.004))
+    else:
+        low, high = (0.0, expected.first_checkpoint)
+        if phase == "training":
+            low, high = expected.first_checkpoint, expected.seconds
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(low, high))
+    process.kill()
+    row["killed"] = process.wait() == -signal.SIGKILL
+    row["seconds"] = round(time.perf_counter() - begin, 3)
+    row["checkpoints"] = complete_checkpoints(folder)
+    row["half_written"] = [path.name for path in partial_checkpoints(folder)]
+    row["resumes"] = 0
+    code = 0 if not row["killed"] else -1
+    while code != 0 and row["resumes"] < MOST_RESUMES:
+        code = start(folder, steps, resume=True).wait()  # the same command, whether there is a checkpoint yet or not
+        row["resumes"] += 1
+    row["finished"] = code == 0
+    found_now = fingerprint(folder) if row["finished"] else {}
+    row |= {f"{name}_equal": found_now.get(name) == value for name, value in expected.fingerprint.items()}
+    row["equal"] = row["finished"] and found_now == expected.fingerprint
+    return row
+
+
+def complete_checkpoints(folder: pathlib.Path) -> list[str]:
+    """The checkpoints' names, oldest first."""
+    return sorted(path.name for path in folder.glob("checkpoints/step_*"))
+
+
+def partial_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints that are being written."""
+    return sorted(folder.glob("checkpoints/.partial-step_*"))
+
+
+def fingerprint(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 sums of the newest weights, the best weights and the metrics."""
+    from rlplatform.training import Run
+
+    run = Run.open(folder)
+    sums = {}
+    for which in ("last", "best"):
+        weights = run.network(which).get_weights()  # type: ignore[arg-type]
+        sums[which] = hashlib.sha256(b"".join(weight.tobytes() for weight in weights)).hexdigest()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("speed/")} for row in rows]
+    sums["metrics"] = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return sums
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="runs, each killed once (default 20)")
+    parser.add_argument("--steps", type=int, default=6_000, help="env steps of each run (default 6000)")
+    parser.add_argument("--seed", type=int, default=0, help="what the moments follow from")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the result")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
+    args = parser.parse_args()
+
+    import gymnasium
+    import numpy as np
+    import tensorflow as tf
+
+    import rlplatform
+
+    rng = random.Random(args.seed)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="rlplatform-kill-") as place:
+        expected = undisturbed(pathlib.Path(place, "undisturbed"), args.steps)
+        print(
+            f"undisturbed: {expected.seconds:.1f} s, first checkpoint after {expected.first_checkpoint:.1f} s",
+            flush=True,
+        )
+        for number in range(args.kills):
+            folder = pathlib.Path(place, f"run-{number}")
+            row = disturb(folder, args.steps, PHASES[number % len(PHASES)], expected, rng)
+            rows.append(row)
+            newest = row["checkpoints"][-1] if row["checkpoints"] else "none"
+            print(
+                f"{number:3}  {row['phase']:10}  killed after {row['seconds']:6.2f} s  newest checkpoint {newest:14}  "
+                f"half-written {len(row['half_written'])}  {'equal' if row['equal'] else 'DIFFERENT'}",
+                flush=True,
+            )
+            if not row["equal"]:
+                print(folder.with_suffix(".log").read_text().splitlines()[-1], file=sys.stderr)
+    killed, equal = sum(row["killed"] for row in rows), sum(row["equal"] for row in rows)
+    result = {
+        "command": "python " + " ".join(sys.argv),
+        "versions": {
+            "rlplatform": rlplatform.__version__,
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "gymnasium": gymnasium.__version__,
+            "numpy": np.__version__,
+        },
+        "settings": {"steps": args.steps, "seed": args.seed} | SETTINGS,
+        "kills": killed,
+        "finished": sum(row["finished"] for row in rows),
+        "equal": equal,
+        "undisturbed": expected._asdict(),
+        "runs": rows,
+    }
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f"{killed} of {args.kills} runs killed, {result['finished']} finished, {equal} equal bit for bit")
+    return 0 if equal == killed == args.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
