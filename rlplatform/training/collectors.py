@@ -71,7 +71,7 @@ class HostCollector:
         block = Block.empty(steps, num_envs, self._spec.observation_shape, self._spec.observation_dtype)
         truncated = np.zeros((steps, num_envs), np.bool_)
         explore, random_action = self._exploration()
-        all_explore = explore.all(axis=1)
+        all_explore: Array = np.asarray(explore.all(axis=1))
         self._actor.load(weights)
         cut, self._cut = self._cut, False
         for t in range(steps):
