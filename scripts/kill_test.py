@@ -88,11 +88,13 @@ def disturb(folder: pathlib.Path, steps: int, phase: str, expected: Undisturbed,
             time.sleep(0.0002)
         time.sleep(rng.uniform(0.0, 0.004))
     else:
-        low, high = (0.0, expected.first_checkpoint)
+        longest = expected.first_checkpoint
         if phase == "training":
-            low, high = expected.first_checkpoint, expected.seconds
+            longest = expected.seconds - expected.first_checkpoint
+            while process.poll() is None and not complete_checkpoints(folder):
+                time.sleep(0.005)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(low, high))
+            process.wait(rng.uniform(0.0, longest))
     process.kill()
     row["killed"] = process.wait() == -signal.SIGKILL
     row["seconds"] = round(time.perf_counter() - begin, 3)
@@ -127,7 +129,7 @@ def fingerprint(folder: pathlib.Path) -> dict[str, str]:
     run = Run.open(folder)
     sums = {}
     for which in ("last", "best"):
-        weights = run.network(which).get_weights()  # type: ignore[arg-type]
+        weights = run.network(which).get_weights()
         sums[which] = hashlib.sha256(b"".join(weight.tobytes() for weight in weights)).hexdigest()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("speed/")} for row in rows]
