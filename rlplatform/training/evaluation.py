@@ -8,6 +8,7 @@ import numpy as np
 from rlplatform import envs
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
+from rlplatform.errors import UserError
 
 Array = np.ndarray[Any, Any]
 Act = Callable[[Array], Array]
@@ -54,10 +55,15 @@ def evaluate(
         factory: a Python callable that makes the environment, instead of `environment.id`.
         on_episode: called with the number of finished episodes after each.
         on_observation: called with the [n, S...] observations before each call of `act`.
+
+    Raises:
+        UserError: there are no seeds, or the environment cannot be made.
     """
-    count = min(len(seeds), SIDE_BY_SIDE)
-    singles = [envs.make_single(environment, factory=factory) for _ in range(count)]
+    if not len(seeds):
+        raise UserError("evaluation needs at least one episode; got no seeds")
+    singles: list[Any] = []
     try:
+        singles.extend(envs.make_single(environment, factory=factory) for _ in range(min(len(seeds), SIDE_BY_SIDE)))
         return _play(act, singles, environment.frame_stack, seeds, on_episode, on_observation)
     finally:
         for env in singles:

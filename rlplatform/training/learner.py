@@ -129,7 +129,7 @@ class Learner(tf.Module):
         return flat_weights(self.agent.online).numpy()  # type: ignore[no-any-return]
 
     def observations(self, count: int) -> Array:
-        """[M, S...] observations of live slots drawn from the replay; M is `count` where the replay can be sampled."""
+        """[M, S...] observations of `count` slots drawn from the replay, less the dead ones; none at first."""
         if not self.replay.can_sample():
             return np.zeros((0, *self.agent.online.input_shape[1:]), self.replay.observation.dtype.as_numpy_dtype)
         # A seed apart from training's: looking must not change what is drawn later.
