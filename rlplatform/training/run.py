@@ -155,8 +155,8 @@ def _npz(**arrays: Any) -> bytes:
 
 def _read_npz(path: pathlib.Path) -> dict[str, Array] | None:
     try:
-        with np.load(path) as file:
-            return dict(file)
+        with open(path, "rb") as file, np.load(file) as arrays:  # numpy leaves a damaged file open that it has opened
+            return dict(arrays)
     except FileNotFoundError:
         return None
     except Exception as error:  # zipfile, zlib and numpy each have errors of their own for a damaged file
