@@ -8,6 +8,7 @@ row of metrics but its clock readings. The exit code is 0 if every run is equal 
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -33,12 +35,13 @@ SETTINGS = {
     "training.gradient_steps": "16",
     "replay.capacity": "4000",
     "agent.target_update_interval": "50",
-    "evaluation.interval": "1024",
+    "evaluation.interval": "768",
     "evaluation.episodes": "3",
     "checkpoint.interval": "256",
     "logging.interval": "512",
 }
 MOST_RESUMES = 3
+ONE_AT_A_TIME = threading.Lock()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
@@ -112,6 +115,16 @@ def disturb(folder: pathlib.Path, steps: int, phase: str, expected: Undisturbed,
     return row
 
 
+def line(folder: pathlib.Path, row: dict[str, Any]) -> str:
+    """A run's line of the table, and the last thing that it said where it is not equal."""
+    newest = row["checkpoints"][-1] if row["checkpoints"] else "none"
+    return (
+        f"{folder.name:7} {row['phase']:10} killed after {row['seconds']:6.2f} s, newest checkpoint {newest:14}, "
+        f"half-written {len(row['half_written'])}: "
+        + ("equal" if row["equal"] else f"DIFFERENT ({folder.with_suffix('.log').read_text().splitlines()[-1]})")
+    )
+
+
 def complete_checkpoints(folder: pathlib.Path) -> list[str]:
     """The checkpoints' names, oldest first."""
     return sorted(path.name for path in folder.glob("checkpoints/step_*"))
@@ -126,10 +139,10 @@ def fingerprint(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 sums of the newest weights, the best weights and the metrics."""
     from rlplatform.training import Run
 
-    run = Run.open(folder)
     sums = {}
     for which in ("last", "best"):
-        weights = run.network(which).get_weights()
+        with ONE_AT_A_TIME:  # Keras builds networks in one thread only
+            weights = Run.open(folder).network(which).get_weights()
         sums[which] = hashlib.sha256(b"".join(weight.tobytes() for weight in weights)).hexdigest()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("speed/")} for row in rows]
@@ -141,7 +154,8 @@ def main() -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="runs, each killed once (default 20)")
-    parser.add_argument("--steps", type=int, default=6_000, help="env steps of each run (default 6000)")
+    parser.add_argument("--steps", type=int, default=3_000, help="env steps of each run (default 3000)")
+    parser.add_argument("--processes", type=int, default=2, help="runs side by side (default 2)")
     parser.add_argument("--seed", type=int, default=0, help="what the moments follow from")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the result")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
@@ -161,18 +175,16 @@ def main() -> int:
             f"undisturbed: {expected.seconds:.1f} s, first checkpoint after {expected.first_checkpoint:.1f} s",
             flush=True,
         )
-        for number in range(args.kills):
-            folder = pathlib.Path(place, f"run-{number}")
-            row = disturb(folder, args.steps, PHASES[number % len(PHASES)], expected, rng)
-            rows.append(row)
-            newest = row["checkpoints"][-1] if row["checkpoints"] else "none"
-            print(
-                f"{number:3}  {row['phase']:10}  killed after {row['seconds']:6.2f} s  newest checkpoint {newest:14}  "
-                f"half-written {len(row['half_written'])}  {'equal' if row['equal'] else 'DIFFERENT'}",
-                flush=True,
+        with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
+            phases = [PHASES[number % len(PHASES)] for number in range(args.kills)]
+            folders = [pathlib.Path(place, f"run-{number}") for number in range(args.kills)]
+            rngs = [random.Random(f"{args.seed} {number}") for number in range(args.kills)]
+            disturbed = pool.map(
+                lambda item: disturb(item[0], args.steps, item[1], expected, item[2]), zip(folders, phases, rngs)
             )
-            if not row["equal"]:
-                print(folder.with_suffix(".log").read_text().splitlines()[-1], file=sys.stderr)
+            for folder, row in zip(folders, disturbed):
+                rows.append(row)
+                print(line(folder, row), flush=True)
     killed, equal = sum(row["killed"] for row in rows), sum(row["equal"] for row in rows)
     result = {
         "command": "python " + " ".join(sys.argv),

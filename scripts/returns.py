@@ -33,7 +33,7 @@ def one(env_id: str, preset: str | None, seed: int, episodes: int) -> dict[str, 
         seconds = time.perf_counter() - begin
         best = run.best()
         assert best is not None
-        result = {"seed": seed, "steps": run.config.training.total_steps, "best_step": best.step}
+        result: dict[str, Any] = {"seed": seed, "steps": run.config.training.total_steps, "best_step": best.step}
         for which in ("best", "last"):
             returns = api.evaluate(run, episodes=episodes, seed=seed, which=which).evaluation.returns
             result |= {f"{which}_mean": float(returns.mean()), f"{which}_returns": returns.tolist()}
