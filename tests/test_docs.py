@@ -1,0 +1,305 @@
+"""What the pages say is true: their commands parse, their Python compiles, their links lead somewhere.
+
+    python tests/test_docs.py
+
+writes `docs/configuration.md` anew.
+"""
+
+import argparse
+import ast
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import typing
+
+import pytest
+
+sys.path.insert(
+    0, str(pathlib.Path(__file__).resolve().parent.parent)
+)  # as a script too: the checkout, installed or not
+
+from rlplatform import cli, config, runtime
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def blocks(page, language):
+    """The texts of a page's fenced blocks in one language."""
+    return [text for _, found, text in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def prose(page):
+    """A page without its fenced blocks."""
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def commands(page):
+    """Every complete `rlplatform ...` line of a page: in blocks of shell, and in prose where arguments follow."""
+    lines = [line for text in blocks(page, "sh") for line in text.splitlines()]
+    lines += re.findall(r"`(rlplatform [a-z]+ [^`]+)`", prose(page).replace("\n", " "))
+    return [line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?rlplatform ", line)]
+
+
+SHOWN = sorted({command for page in PAGES for command in commands(page)})
+
+
+@functools.cache
+def parser():
+    return cli._parser()
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_a_command_that_is_shown_is_one_that_the_command_line_takes(command):
+    args = parser().parse_args(shlex.split(command, comments=True)[1:])
+    assert callable(args.run)
+    if args.command == "train" and ".py:" not in args.env:
+        config.resolve(args.env, args.preset, args.set)
+
+
+def test_the_readme_shows_every_command():
+    actions = parser()._actions
+    known = next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+    assert {command.split()[1] for command in commands(ROOT / "README.md")} == set(known)
+
+
+@pages
+def test_a_script_that_is_shown_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?:\./|python )(scripts/[\w.]+|tests/[\w/.]+)", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pages
+def test_python_that_is_shown_compiles_and_imports_what_there_is(page):
+    for text in blocks(page, "python"):
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rlplatform"):
+                module = __import__(node.module, fromlist=["_"])
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pages
+def test_a_link_leads_to_a_file_or_a_heading(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.is_relative_to(ROOT), target
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(path), flags=re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in slugs, target
+
+
+def test_the_readme_fetches_no_picture_from_elsewhere_and_its_pictures_are_small():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert pictures
+    for picture in pictures:
+        assert 1_000 < (ROOT / picture).stat().st_size < 300_000
+
+
+def test_the_environment_in_the_readme_trains_as_it_stands(tmp_path, monkeypatch):
+    from rlplatform import envs
+
+    (source,) = [text for text in blocks(ROOT / "README.md", "python") if "class MyEnv" in text]
+    (tmp_path / "my_env.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    env = envs.make(config.EnvironmentConfig(id="my_env.py:MyEnv"))
+    try:
+        env.reset(seed=0)
+        rewards = [float(env.step([1])[1][0]) for _ in range(3)]
+        assert rewards == [0.0, 0.0, 1.0]
+    finally:
+        env.close()
+
+
+def test_the_results_in_the_readme_are_those_of_the_files():
+    """The figures of the table, worked out anew from the raw numbers."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    runs = json.loads((ROOT / "benchmarks" / "cartpole.json").read_text(encoding="utf-8"))["runs"]
+    middle = sorted(sum(run["best_returns"]) / len(run["best_returns"]) for run in runs)
+    assert f"the worst seed {middle[0]:.1f}" in text
+    lasts = [sum(run["last_returns"]) / len(run["last_returns"]) for run in runs]
+    assert f"{sum(last == 500.0 for last in lasts)} of {len(runs)} seeds at 500" in text
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / "speed.jsonl").read_text(encoding="utf-8").splitlines()]
+    for task in ("cartpole", "cartpole8"):
+        rates = {}
+        for peer in ("rlplatform", "sb3"):
+            found = sorted(row["env_steps_per_s"] for row in rows if (row["task"], row["peer"]) == (task, peer))
+            rates[peer] = found[len(found) // 2]
+        assert f"{rates['rlplatform']:,.0f} env steps/s, {rates['rlplatform'] / rates['sb3']:.1f} times" in text
+
+
+# --- docs/transition.md ---------------------------------------------------------------------------------------------
+
+
+def names_in(path):
+    """Every class, function and `Class.method` that a file defines."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            for inner in node.body:
+                if isinstance(inner, ast.FunctionDef):
+                    names |= {inner.name, f"{node.name}.{inner.name}"}
+    return names
+
+
+def test_the_functions_that_the_walk_names_are_in_the_files_that_it_names():
+    text = (ROOT / "docs" / "transition.md").read_text(encoding="utf-8")
+    pairs = re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, | and )?)+)", text)
+    pairs += [(file, name) for name, file in re.findall(r"(`[\w.]+`)\s+\(`([\w/]+\.py)`\)", text)]
+    assert len(pairs) >= 8
+    for file, names in pairs:
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name in names_in(ROOT / file), f"{name} in {file}"
+    everywhere = set().union(
+        *(names_in(path) for top in ("rlplatform", "envs", "agents") for path in (ROOT / top).rglob("*.py"))
+    )
+    calls = re.findall(r"`(_?[a-z][a-z0-9]*_[a-z0-9_]+|[A-Z]\w+\.\w+)`", text)
+    allowed = set(config_names())
+    assert [call for call in calls if call not in everywhere | allowed] == []
+
+
+def config_names():
+    """The last parts of the configuration's keys."""
+    return {key.rpartition(".")[2] for key in config.all_keys()}
+
+
+def test_the_walk_opens_at_most_six_files_in_the_order_of_the_data():
+    text = (ROOT / "docs" / "transition.md").read_text(encoding="utf-8")
+    order = ["envs/make.py", "rlplatform/training/collectors.py", "rlplatform/training/learner.py"]
+    order += ["rlplatform/experience/replay.py", "agents/dqn.py", "agents/heads.py"]
+    places = [text.index(f"`{file}`: ") for file in order]
+    assert places == sorted(places)
+    assert len(text.splitlines()) < 60, "less than a page"
+
+
+# --- docs/bundle.md -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_about_the_bundle_shows_a_manifest_of_this_format():
+    (shown,) = blocks(ROOT / "docs" / "bundle.md", "json")
+    manifest = json.loads(shown)
+    assert (manifest["format"], manifest["version"]) == (runtime.FORMAT, runtime.FORMAT_VERSION)
+    parts = runtime.manifest._PARTS
+    assert [part for part in parts if part not in manifest] == []
+
+
+# --- docs/configuration.md ------------------------------------------------------------------------------------------
+
+INTRODUCTION = """# Configuration
+
+What a run is made from, key by key. A value comes from the defaults below, then the preset (`--preset`, a name from
+`rlplatform list presets` or a TOML file), then the options of `train`, then `--set`, each over what came before:
+
+```sh
+rlplatform train Acrobot-v1 --set replay.capacity=50000 --set "network.hidden_units=[128, 128]"
+rlplatform train Acrobot-v1 --set exploration.epsilon.end=0.01
+rlplatform train Acrobot-v1 --set "optimizer.learning_rate={kind='cosine', start=1e-3, end=1e-5}"
+```
+
+Values are TOML, a bare word is a text. The whole tree is saved in the run as `config.toml`, which is itself a preset. A
+preset in TOML names only what differs from the defaults:
+
+```toml
+[training]
+total_steps = 100_000
+
+[optimizer]
+learning_rate = { kind = "linear", start = 1e-3, end = 0.0 }
+```
+
+Written by `python tests/test_docs.py` from `rlplatform/config.py`; a test compares the two.
+"""
+
+
+def sections():
+    """`(path, dataclass)` of the tree's root, its sections, and the schedule."""
+    yield "", config.Config
+    for field in dataclasses.fields(config.Config):
+        if dataclasses.is_dataclass(field.default):
+            yield field.name, type(field.default)
+    yield "a schedule", config.Schedule
+
+
+def accepted(hint, field):
+    """What a key takes, in words."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
+    low, high, above = (field.metadata[name] for name in ("low", "high", "above"))
+    plain = {bool: "`true`, `false`", str: "a text", int: "a whole number", float: "a number"}
+    words = plain.get(hint, "")
+    if hint is config.Schedule:
+        words = "a number or a schedule"
+    elif typing.get_origin(hint) is tuple:
+        words = "a list of whole numbers" if typing.get_args(hint)[0] is int else "a list of numbers"
+    elif typing.get_origin(hint) is dict:
+        words = "a table"
+    span = config._range(*(f"{bound:,}" if isinstance(bound, int) else bound for bound in (low, high, above)))
+    return f"{words}, {span}" if span else words
+
+
+def default_of(field):
+    """A key's default as TOML would write it."""
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    return f"`{toml(config._plain(value))}`"
+
+
+def toml(value):
+    """A plain value as TOML writes it in one line."""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{key} = {toml(item)}" for key, item in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value) if isinstance(value, bool | str) else str(value)
+
+
+def configuration_page():
+    """The text of `docs/configuration.md`."""
+    parts = [INTRODUCTION.rstrip("\n")]
+    for path, cls in sections():
+        title = "The root" if not path else path if cls is config.Schedule else f"`{path}`"
+        parts.append(f"\n## {title[0].upper() + title[1:]}\n\n{' '.join(cls.__doc__.split())}\n")
+        parts.append("| Key | Default | Takes | Meaning |\n|---|---|---|---|")
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(hints[field.name]) and cls is config.Config:
+                continue
+            name = f"{path}.{field.name}" if path and cls is not config.Schedule else field.name
+            row = (f"`{name}`", default_of(field), accepted(hints[field.name], field), field.metadata["help"])
+            parts.append("| " + " | ".join(row) + " |")
+    return "\n".join(parts) + "\n"
+
+
+def test_the_page_of_all_keys_is_that_of_the_configuration():
+    assert CONFIGURATION.read_text(encoding="utf-8") == configuration_page(), "rewrite it: python tests/test_docs.py"
+
+
+def test_the_page_of_all_keys_has_a_row_for_each():
+    shown = set(re.findall(r"^\| `([\w.]+)` ", CONFIGURATION.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    leaves = {key for key in config.all_keys() if not any(other.startswith(f"{key}.") for other in config.all_keys())}
+    schedules = {f"{section}.{key}" for section, key in (("optimizer", "learning_rate"), ("exploration", "epsilon"))}
+    parts = {field.name for field in dataclasses.fields(config.Schedule)}
+    expected = {key for key in leaves if key.rpartition(".")[0] not in schedules} | schedules | parts
+    assert shown == expected
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    CONFIGURATION.write_text(configuration_page(), encoding="utf-8")
