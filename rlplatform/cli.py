@@ -205,7 +205,10 @@ def _train(args: Any) -> Result:
     api = _api()
 
     def started(run: Any) -> None:
-        print(f"training in {run.path}; watch it with: tensorboard --logdir {run.path}", file=sys.stderr)
+        from rlplatform import devices
+
+        where = devices.describe(run.config.device)
+        print(f"training in {run.path} on {where}; watch it: tensorboard --logdir {run.path}", file=sys.stderr)
 
     run, outcome = api.session(
         args.env,
