@@ -276,7 +276,7 @@ def _export(args: Any) -> Result:
         exported = _api().compress(args.target, args.out, **options)
     else:
         exported = _api().export(args.target, args.out, formats=tuple(args.formats.split(",")), **options)
-    return 0, exported.to_json(), exported.table()
+    return 0, exported.to_json(), f"{exported.table()}\nbundle: {exported.path}"
 
 
 def _verify(args: Any) -> Result:

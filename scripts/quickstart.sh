@@ -13,3 +13,4 @@ bundle="bundles/quickstart-$number"
 
 .venv/bin/rlplatform train CartPole-v1 --out "$run"
 .venv/bin/rlplatform compress "$run" --out "$bundle"
+echo "TensorBoard: .venv/bin/tensorboard --logdir $run"
