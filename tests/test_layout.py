@@ -126,10 +126,10 @@ def test_every_decision_is_listed_and_has_its_three_parts():
         assert [part for part in ("**Context.**", "**Decision.**", "**Consequences.**") if part not in text] == []
 
 
-DOORS = [path.stem for path in sorted((ROOT / "scripts").glob("*.py")) if "rlplatform.cli import" in path.read_text()]
+SCRIPTS = [path.stem for path in sorted((ROOT / "scripts").glob("*.py")) if "rlplatform.cli import" in path.read_text()]
 
 
-@pytest.mark.parametrize("script", DOORS)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_is_a_door_to_the_command_of_its_name(script, tmp_path):
     door = run(str(ROOT / "scripts" / f"{script}.py"), "--help", cwd=tmp_path)
     command = run("-m", "rlplatform", script, "--help", cwd=ROOT)
