@@ -139,8 +139,10 @@ def test_a_script_is_a_door_to_the_command_of_its_name(script, tmp_path):
 
 def commands_in(text):
     """The first words after `rlplatform` in every line of shell in a page."""
-    for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, flags=re.DOTALL):
-        yield from re.findall(r"^(?:\$ )?(?:\.venv/bin/)?rlplatform ([a-z]+)", block, flags=re.MULTILINE)
+    # Every block is matched, whatever its language: the end of one that was left out would look like a beginning.
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        if language in ("", "sh", "bash", "console"):
+            yield from re.findall(r"^(?:\$ )?(?:\.venv/bin/)?rlplatform ([a-z]+)", block, flags=re.MULTILINE)
 
 
 @pytest.mark.slow
