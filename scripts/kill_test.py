@@ -41,6 +41,7 @@ SETTINGS = {
     "checkpoint.interval": "256",
     "logging.interval": "512",
 }
+INTERVAL = int(SETTINGS["checkpoint.interval"])
 MOST_RESUMES = 3
 ONE_AT_A_TIME = threading.Lock()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -49,7 +50,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 class Undisturbed(NamedTuple):
     """What the run that nobody disturbs took, and gave."""
 
-    first_checkpoint: float  # seconds from its start
+    checkpoints: list[float]  # seconds from its start to each, at even intervals of steps
     seconds: float
     fingerprint: dict[str, str]
 
@@ -68,15 +69,15 @@ def undisturbed(folder: pathlib.Path, steps: int) -> Undisturbed:
     """Trains without a kill."""
     begin = time.perf_counter()
     process = start(folder, steps)
-    first = 0.0
+    moments: list[float] = []
     while process.poll() is None:
-        if not first and complete_checkpoints(folder):
-            first = time.perf_counter() - begin
-        time.sleep(0.01)
+        while len(moments) < newest_step(folder) // INTERVAL:
+            moments.append(time.perf_counter() - begin)
+        time.sleep(0.001)
     seconds = time.perf_counter() - begin
     if process.returncode != 0:
         raise SystemExit(f"the undisturbed run has failed: {folder.with_suffix('.log').read_text().splitlines()[-1]}")
-    return Undisturbed(first, seconds, fingerprint(folder))
+    return Undisturbed(moments, seconds, fingerprint(folder))
 
 
 def disturb(folder: pathlib.Path, steps: int, phase: str, expected: Undisturbed, rng: random.Random) -> dict[str, Any]:
@@ -85,18 +86,18 @@ def disturb(folder: pathlib.Path, steps: int, phase: str, expected: Undisturbed,
     begin = time.perf_counter()
     process = start(folder, steps)
     if phase == "checkpoint":
-        seen, number, written = "", 0, rng.randint(1, max(1, steps // int(SETTINGS["checkpoint.interval"]) - 1))
+        seen, number, written = "", 0, rng.randint(1, max(1, steps // INTERVAL - 1))
         while process.poll() is None and number < written:  # until it has begun to write that checkpoint
             found = next((path.name for path in partial_checkpoints(folder)), "")
             number, seen = number + (found not in ("", seen)), found or seen
             time.sleep(0.0002)
-        time.sleep(rng.uniform(0.0, 0.004))
+        time.sleep(rng.uniform(0.0, 0.0005))
     else:
-        longest = expected.first_checkpoint
-        if phase == "training":
-            longest = expected.seconds - expected.first_checkpoint
-            while process.poll() is None and not complete_checkpoints(folder):
-                time.sleep(0.005)
+        moments = expected.checkpoints
+        passed = 0 if phase == "start-up" else rng.randrange(1, len(moments))  # checkpoints that it may write before
+        while process.poll() is None and newest_step(folder) < passed * INTERVAL:
+            time.sleep(0.001)
+        longest = moments[passed] - moments[passed - 1] if passed else moments[0]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.0, longest))
     process.kill()
@@ -131,6 +132,11 @@ def line(folder: pathlib.Path, row: dict[str, Any]) -> str:
 def complete_checkpoints(folder: pathlib.Path) -> list[str]:
     """The checkpoints' names, oldest first."""
     return sorted(path.name for path in folder.glob("checkpoints/step_*"))
+
+
+def newest_step(folder: pathlib.Path) -> int:
+    """The step of the newest checkpoint, 0 before the first."""
+    return max((int(name[5:14]) for name in complete_checkpoints(folder)), default=0)
 
 
 def partial_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -174,7 +180,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rlplatform-kill-") as place:
         expected = undisturbed(pathlib.Path(place, "undisturbed"), args.steps)
         print(
-            f"undisturbed: {expected.seconds:.1f} s, first checkpoint after {expected.first_checkpoint:.1f} s",
+            f"undisturbed: {expected.seconds:.1f} s, first checkpoint after {expected.checkpoints[0]:.1f} s",
             flush=True,
         )
         with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
