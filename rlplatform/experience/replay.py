@@ -111,6 +111,10 @@ class Replay(tf.Module):
         """Share of the ring that is written, from 0 to 1. Not traced."""
         return min(int(self.rows_written), self.rows) / self.rows
 
+    def is_finite(self) -> bool:
+        """Whether every observation and reward in the ring is a finite number. Not traced."""
+        return bool(np.isfinite(self.reward.numpy()).all() and np.isfinite(self.observation.numpy()).all())
+
     def _rings(self) -> tuple[tf.Variable, ...]:
         return self.observation, self.action, self.reward, self.terminated, self.first, self.dead
 

@@ -101,9 +101,9 @@ class Loop:
         if resume and (best := run.best()) is not None:
             self._best_return = best.mean_return
         self.log = Log(run.path, run.config, append=resume, progress=progress)
-        if saved is not None:
+        if resume:  # without a checkpoint, from step 0: what was logged since then comes again
             self.log.truncate_after(self.step)
-        else:
+        if saved is None:
             self._describe()
 
     # --- what callbacks see ---------------------------------------------------------------------------------------
@@ -212,9 +212,11 @@ class Loop:
 
     def _finish(self) -> None:
         """After the last round: a last evaluation unless a signal is waiting, and a checkpoint to go on from."""
-        if self._evaluated_at != self.step and not self._signal:
+        evaluates = self._evaluated_at != self.step and not self._signal
+        if evaluates:
             self._evaluate()
-        self._save()
+        if evaluates or self._saved_step != self.step:
+            self._save()
         for callback in self._callbacks:
             callback.on_train_end(self)
 
@@ -298,6 +300,10 @@ class Loop:
             if self._saved_step >= 0
             else "there is no checkpoint yet"
         )
+        if not self._learner.replay.is_finite():
+            raise RunError(
+                f"the environment has shown an observation or a reward that is not finite, by step {self.step}; {safe}"
+            )
         raise RunError(
             f"training has diverged: {what} not finite at step {self.step}; {safe}; a smaller optimizer.learning_rate "
             "or a reward of smaller size may help"

@@ -187,11 +187,12 @@ def test_environments_side_by_side_and_stacked_frames_go_on_bit_for_bit(tmp_path
     assert_same_run(train(stopped.path, more=STACKED, resume=True)[0], whole)
 
 
-@pytest.mark.slow
-def test_a_run_without_a_checkpoint_is_begun_anew_by_resume(tmp_path, undisturbed):
+@pytest.mark.parametrize("killed_at", [1, HALF])
+def test_a_run_without_a_checkpoint_is_begun_anew_by_resume(tmp_path, undisturbed, killed_at):
+    """However many rows of metrics it has written, and whatever policy it has kept."""
     run = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
-        train(run, callbacks=[Doing(1, lambda: 1 // 0)], more=["checkpoint.interval=0"])
+        train(run, callbacks=[Doing(killed_at, lambda: 1 // 0)], more=["checkpoint.interval=0"])
     assert Run.open(run).checkpoints().restore() is None
     assert_same_run(train(run, resume=True)[0], undisturbed)
 
@@ -200,6 +201,13 @@ def test_a_finished_run_resumed_changes_nothing(tmp_path, undisturbed):
     again, outcome = train(undisturbed.path, resume=True)
     assert (outcome.steps, outcome.reason) == (STEPS, "finished")
     assert_same_run(again, undisturbed)
+
+
+def test_no_step_is_saved_twice(undisturbed):
+    """The last step is also a checkpoint's step here."""
+    assert STEPS % 64 == 0
+    names = sorted(path.name for path in (undisturbed.path / "checkpoints").iterdir())
+    assert names == [f"step_{STEPS - 64:09d}", f"step_{STEPS:09d}"]
 
 
 def test_a_truncated_newest_checkpoint_is_skipped_by_one_sentence(tmp_path, undisturbed):
@@ -272,7 +280,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*not within the observation space")  # says Gymnasium
 def test_an_observation_that_is_no_number_ends_the_run_by_one_sentence(tmp_path):
-    with pytest.raises(RunError, match="not finite at step 64; there is no checkpoint yet"):
+    with pytest.raises(
+        RunError, match="an observation or a reward that is not finite, by step 64; there is no checkpoint"
+    ):
         train(tmp_path / "run", Rewarding, more=["environment.kwargs={observation = nan}"])
 
 
