@@ -15,6 +15,7 @@ from rlplatform import config as configuration
 from rlplatform.agents import networks
 from rlplatform.analysis.statistics import Interval, bootstrap, mean
 from rlplatform.compression.reference import environment_of
+from rlplatform.compression.verification import act_of
 from rlplatform.config import Config, EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
@@ -163,7 +164,7 @@ def evaluate(
     if isinstance(target, Run):
         act, environment = target.act(which), target.config.environment
     elif (pathlib.Path(target) / MANIFEST).is_file():
-        act, environment = Policy(target).act_batch, environment_of(read_manifest(pathlib.Path(target)))
+        act, environment = act_of(Policy(target)), environment_of(read_manifest(pathlib.Path(target)))
     else:
         return evaluate(load(target), episodes=episodes, seed=seed, which=which, video=video, factory=factory)
     seeds = envs.seeds(seed, episodes, "evaluation")

@@ -1,7 +1,6 @@
 """Whether the files of a bundle play as well as the network they came from: gates, or refusal."""
 
 import dataclasses
-import functools
 import gzip
 import importlib.metadata
 import pathlib
@@ -178,14 +177,14 @@ def verify(
             continue
         policy = Policy(folder, variant)
         reservoir = Reservoir(_visited_count(golden.observations), seed)
-        played = arena.play(name, functools.partial(_act, policy), reservoir)
+        played = arena.play(name, act_of(policy), reservoir)
         states = reservoir.rows()
         file_q = _q_values(policy, golden.observations)
         step = agreement.step_of(golden.q, contents.q_step)
         on_golden = agreement.measure(network_q, file_q, step, contents.q_range)
         on_visited = agreement.measure(network.q_values(states), _q_values(policy, states), step, contents.q_range)
         if variant == "float":
-            actions = _act(policy, golden.observations)
+            actions = act_of(policy)(golden.observations)
             found.append(gates.converter(name, network_q, golden.q, file_q, actions))
         else:
             found += gates.quantised(name, "golden", on_golden)
@@ -226,9 +225,9 @@ class _Arena:
         return evaluate(act, self._environment, self._seeds, factory=self._factory, on_observation=see)
 
 
-def _act(policy: Policy, states: Array) -> Array:
-    """A policy's actions `[N]`, counted from 0 whatever the environment calls the first."""
-    return policy.act_batch(states) - policy.action_start
+def act_of(policy: Policy) -> Act:
+    """A bundle's policy as evaluation asks it: actions counted from 0, whatever the environment calls the first."""
+    return lambda states: policy.act_batch(states) - policy.action_start
 
 
 def _q_values(policy: Policy, states: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from rlplatform import compression, envs
+from rlplatform import api, compression, envs
 from rlplatform.agents import networks
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
@@ -350,6 +350,7 @@ def test_a_microcontrollers_bundle_of_stacked_frames_and_shifted_actions_plays_a
     run = cartpole_run(tmp_path / "run", env_id, frame_stack=2, action_start=3)
     verification = export(run, tmp_path / "bundle", target="mcu", episodes=EPISODES)
     assert verification.passed
+    assert api.evaluate(tmp_path / "bundle", episodes=2).evaluation.returns.tolist() == [500.0, 500.0]
     manifest = read(tmp_path / "bundle")
     assert manifest["observation"] == {"shape": [8], "dtype": "float32", "frame_shape": [4], "frame_stack": 2}
     assert manifest["preprocessing"]
