@@ -100,21 +100,23 @@ class HostCollector:
         if self._config.environment.frame_stack == 1:
             return block.observation[t].reshape(self._num_envs, *self._spec.frame_shape)  # type: ignore[no-any-return]
         self._stack.push(block.observation[t])
-        first = self._first_rows(block.terminated[:t] | truncated[:t])[-1]
+        before, t_over = self._before(), t - len(self._before())
+        first = before[t] if t_over < 0 else block.terminated[t_over] | truncated[t_over]
         if first.any():
             self._stack.reset(first, block.observation[t])
         return self._stack.observation
 
-    def _first_rows(self, over: Array) -> Array:
-        """[t + 1, N] bool: which slots begin an episode, from which of the t slots before ended one."""
-        if self._mode is AutoresetMode.NEXT_STEP:  # the slot after the end is dead, the one after that begins
-            return np.concatenate((self._first[None], self._over[None], over))[: len(over) + 1]
-        return np.concatenate((self._first[None], over))
+    def _before(self) -> list[Array]:
+        """`first` of the next slots, as far as what came before this block decides it.
+
+        An episode begins in the slot after an end; under NEXT_STEP one later, since the slot after the end is dead.
+        """
+        return [self._first, self._over] if self._mode is AutoresetMode.NEXT_STEP else [self._first]
 
     def _marked(self, block: Block, truncated: Array, cut: bool) -> tuple[Block, list[Episode]]:
         """The block with its `first` and `dead` slots marked, and the episodes that ended in it."""
         over = block.terminated | truncated
-        block.first[:] = self._first_rows(over)[:-1]
+        block.first[:] = np.concatenate((self._before(), over))[: len(over)]
         if self._mode is AutoresetMode.NEXT_STEP:
             block.dead[0], block.dead[1:] = self._over, over[:-1]
             lived = ~block.dead
@@ -154,12 +156,12 @@ class HostCollector:
         lengths = np.cumsum(counts, axis=0)
         before_return, before_length = -self._return, -self._length
         episodes = []
-        for env, t in zip(*np.nonzero(ended.T), strict=True):
-            episodes.append(
-                Episode(float(returns[t, env] - before_return[env]), int(lengths[t, env] - before_length[env]))
-            )
-            before_return[env], before_length[env] = returns[t, env], lengths[t, env]
-        self._return, self._length = returns[-1] - before_return, lengths[-1] - before_length
+        with np.errstate(invalid="ignore"):  # infinite rewards end the run by a sentence, when they are learned from
+            for env, t in zip(*np.nonzero(ended.T), strict=True):
+                episode_return = float(returns[t, env] - before_return[env])
+                episodes.append(Episode(episode_return, int(lengths[t, env] - before_length[env])))
+                before_return[env], before_length[env] = returns[t, env], lengths[t, env]
+            self._return, self._length = returns[-1] - before_return, lengths[-1] - before_length
         return episodes
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------

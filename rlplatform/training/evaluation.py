@@ -8,7 +8,7 @@ import numpy as np
 from rlplatform import envs
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
-from rlplatform.errors import UserError
+from rlplatform.errors import RunError, UserError
 
 Array = np.ndarray[Any, Any]
 Act = Callable[[Array], Array]
@@ -58,6 +58,7 @@ def evaluate(
 
     Raises:
         UserError: there are no seeds, or the environment cannot be made.
+        RunError: it shows NaN or infinity.
     """
     if not len(seeds):
         raise UserError("evaluation needs at least one episode; got no seeds")
@@ -96,6 +97,12 @@ def _play(
     for slot in range(len(singles)):
         begin(slot)
     while (live := np.flatnonzero(playing >= 0)).size:
+        if not np.isfinite(frames[live]).all():
+            episode = int(playing[next(slot for slot in live if not np.isfinite(frames[slot]).all())])
+            raise RunError(
+                f"the environment shows NaN or infinity after step {lengths[episode]} of the episode with seed "
+                f"{seeds[episode]}; a policy can answer only numbers"
+            )
         stack.push(frames)
         if begins.any():
             stack.reset(begins, frames)

@@ -37,7 +37,7 @@ class Learner(tf.Module):
 
     def __init__(self, config: Config, spec: Spec, strategy: tf.distribute.Strategy) -> None:
         super().__init__(name="learner")
-        self._config, self._strategy = config, strategy
+        self._config = config
         self._device = strategy.extended.worker_devices[0]
         environment = config.environment
         with strategy.scope():

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.probes import Catch, Counting
-from rlplatform.errors import UserError
+from rlplatform.errors import RunError, UserError
 from rlplatform.training import Evaluation, evaluate, evaluation, greedy, record
 
 ACTIONS, START = 3, 2
@@ -103,6 +103,35 @@ def test_an_episode_without_a_limit_is_cut(monkeypatch):
     played = evaluate(chosen, EnvironmentConfig(), [0, 1, 2], factory=counting(lengths=[5, 1_000_000]))
     assert played.lengths.tolist() == [5, 7, 5]
     assert played.returns[1] == played_alone(1, [7, 7], 1)[0]
+
+
+class Broken(gym.Env):
+    """Shows no number at its third observation."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        value = np.nan if self.count == 2 else 0.0
+        return np.full(2, value, np.float32), 0.0, self.count == 5, False, {}
+
+
+def test_an_observation_that_is_no_number_is_refused_and_not_answered():
+    seen = []
+
+    def act(observation):
+        seen.append(observation)
+        return np.zeros(len(observation), np.int64)
+
+    with pytest.raises(RunError, match="shows NaN or infinity after step 2 of the episode with seed 4"):
+        evaluate(act, EnvironmentConfig(), [4], factory=Broken)
+    assert len(seen) == 2
 
 
 def test_a_configured_time_limit_counts_here_too():
