@@ -2,9 +2,10 @@
 
     python scripts/kill_test.py --kills 20 --out benchmarks/resume.json
 
-Each run is killed once, in one of three phases: while it starts, while it trains, while it writes a checkpoint. It is
-then resumed until it has finished. Equal means bit for bit: the weights of the newest and of the best policy, and every
-row of metrics but its clock readings. The exit code is 0 if every run is equal to the undisturbed one.
+Each run is killed once, in one of four phases: while it starts, between its first rows of metrics and its first
+checkpoint, while it trains, while it writes a checkpoint. It is then resumed until it has finished. Equal means bit for
+bit: the weights of the newest and of the best policy, and every row of metrics but its clock readings. The exit code is
+0 if every run is equal to the undisturbed one.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the checkout, installed or not
 
-PHASES = ("training", "checkpoint", "training", "start-up", "training")  # in turn
+PHASES = ("training", "checkpoint", "first rows", "start-up", "training")  # in turn
 SETTINGS = {
     "network.hidden_units": "[32]",
     "training.learning_starts": "512",
@@ -38,8 +39,8 @@ SETTINGS = {
     "agent.target_update_interval": "50",
     "evaluation.interval": "768",
     "evaluation.episodes": "3",
-    "checkpoint.interval": "256",
-    "logging.interval": "512",
+    "checkpoint.interval": "512",
+    "logging.interval": "128",
 }
 INTERVAL = int(SETTINGS["checkpoint.interval"])
 MOST_RESUMES = 3
@@ -92,6 +93,10 @@ def disturb(folder: pathlib.Path, steps: int, phase: str, expected: Undisturbed,
             number, seen = number + (found not in ("", seen)), found or seen
             time.sleep(0.0002)
         time.sleep(rng.uniform(0.0, 0.0005))
+    elif phase == "first rows":
+        rows = rng.randint(1, 3)
+        while process.poll() is None and written_rows(folder) < rows:
+            time.sleep(0.0002)
     else:
         moments = expected.checkpoints
         passed = 0 if phase == "start-up" else rng.randrange(1, len(moments))  # checkpoints that it may write before
@@ -101,11 +106,13 @@ def disturb(folder: pathlib.Path, steps: int, phase: str, expected: Undisturbed,
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.0, longest))
     process.kill()
-    if process.wait() != -signal.SIGKILL:  # it had finished before: another moment
+    late = phase == "first rows" and newest_step(folder) > 0
+    if process.wait() != -signal.SIGKILL or late:  # it had finished, or had its checkpoint, before: another moment
         shutil.rmtree(folder)
         return disturb(folder, steps, phase, expected, rng)
     row["seconds"] = round(time.perf_counter() - begin, 3)
     row["checkpoints"] = complete_checkpoints(folder)
+    row["rows"] = written_rows(folder)
     row["half_written"] = [path.name for path in partial_checkpoints(folder)]
     row["resumes"] = 0
     code = -signal.SIGKILL
@@ -127,6 +134,14 @@ def line(folder: pathlib.Path, row: dict[str, Any]) -> str:
         f"half-written {len(row['half_written'])}: "
         + ("equal" if row["equal"] else f"DIFFERENT ({folder.with_suffix('.log').read_text().splitlines()[-1]})")
     )
+
+
+def written_rows(folder: pathlib.Path) -> int:
+    """The rows of metrics, a half one included."""
+    try:
+        return len((folder / "metrics.jsonl").read_bytes().splitlines())
+    except FileNotFoundError:
+        return 0
 
 
 def complete_checkpoints(folder: pathlib.Path) -> list[str]:
