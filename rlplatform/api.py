@@ -106,6 +106,8 @@ def session(
     else:
         _refuse_occupied(path, resume)
         config = configuration.resolve(env_id, preset, overrides, **sections)
+    if config.evaluation.video:
+        training.check_filming(config.environment, factory)
     vector = envs.make(config.environment, factory)
     try:
         run = Run(path, config, envs.spec_of(vector, env_id))
@@ -167,6 +169,8 @@ def evaluate(
         act, environment = act_of(Policy(target)), environment_of(read_manifest(pathlib.Path(target)))
     else:
         return evaluate(load(target), episodes=episodes, seed=seed, which=which, video=video, factory=factory)
+    if video is not None:
+        training.check_filming(environment, factory)
     seeds = envs.seeds(seed, episodes, "evaluation")
     played = training.evaluate(act, environment, seeds, factory=factory)
     filmed = None if video is None else str(_film(act, environment, seeds[0], pathlib.Path(video), factory))

@@ -13,7 +13,7 @@ from rlplatform.training.callbacks import (
     StopOnReward,
 )
 from rlplatform.training.collectors import Episode, HostCollector
-from rlplatform.training.evaluation import Act, Evaluation, evaluate, greedy, record
+from rlplatform.training.evaluation import Act, Evaluation, check_filming, evaluate, greedy, record
 from rlplatform.training.learner import Learned, Learner
 from rlplatform.training.loop import Loop, Outcome
 from rlplatform.training.run import Best, Run
@@ -36,6 +36,7 @@ __all__ = [
     "Run",
     "RunControl",
     "StopOnReward",
+    "check_filming",
     "evaluate",
     "greedy",
     "record",

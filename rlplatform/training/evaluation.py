@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 
 from rlplatform import envs
@@ -137,16 +138,44 @@ def record(
         Its frames [F, H, W, 3] uint8, its return, and the frames per second that the environment names (30 by default).
 
     Raises:
-        UserError: the environment cannot be rendered as `rgb_array`.
+        UserError: the environment cannot be rendered as `rgb_array`, or needs a package for it.
     """
     env = envs.make_single(environment, render_mode="rgb_array", factory=factory)
     frames: list[Array] = []
 
     def keep(observation: Array) -> None:
-        frames.append(np.asarray(env.render(), np.uint8))
+        frames.append(_rendered(env, environment))
 
     try:
         result = _play(act, [env], environment.frame_stack, [seed], None, keep)
         return np.stack(frames), float(result.returns[0]), float(env.metadata.get("render_fps", 30))
     finally:
         env.close()
+
+
+def check_filming(environment: EnvironmentConfig, factory: Factory | None = None) -> None:
+    """Renders one frame, so that what cannot be filmed is known before anything is played.
+
+    Raises:
+        UserError: as for `record`.
+    """
+    env = envs.make_single(environment, render_mode="rgb_array", factory=factory)
+    try:
+        env.reset(seed=0)
+        _rendered(env, environment)
+    finally:
+        env.close()
+
+
+def _rendered(env: Any, environment: EnvironmentConfig) -> Array:
+    """[H, W, 3] uint8, what the environment looks like now."""
+    try:
+        frame = np.asarray(env.render())
+    except gym.error.DependencyNotInstalled as error:
+        raise UserError(
+            f"{environment.id} cannot be filmed without another package ({error}); Gymnasium's own are in the extra: "
+            "pip install 'rlplatform[video]'"
+        ) from None
+    if frame.ndim != 3 or frame.shape[-1] != 3:
+        raise UserError(f"{environment.id} renders frames of shape {list(frame.shape)}; a video needs [H, W, 3]")
+    return frame.astype(np.uint8)

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.probes import Catch, Counting
 from rlplatform.errors import RunError, UserError
-from rlplatform.training import Evaluation, evaluate, evaluation, greedy, record
+from rlplatform.training import Evaluation, check_filming, evaluate, evaluation, greedy, record
 
 ACTIONS, START = 3, 2
 
@@ -231,3 +231,24 @@ def test_a_recorded_episode_is_the_one_that_is_evaluated():
 def test_what_cannot_be_rendered_is_refused_by_a_sentence():
     with pytest.raises(UserError, match="render_mode"):
         record(chosen, EnvironmentConfig(), 3, factory=Chance)
+
+
+class Undrawable(Broken):
+    """Draws with a package that is not here, or draws what is no picture."""
+
+    def __init__(self, render_mode=None, picture=None):
+        self.render_mode, self.picture = render_mode, picture
+
+    def render(self):
+        if self.picture is None:
+            raise gym.error.DependencyNotInstalled("pygame is not installed")
+        return self.picture
+
+
+def test_what_needs_a_package_to_be_filmed_is_refused_before_anything_is_played():
+    environment = EnvironmentConfig(id="Undrawable")
+    with pytest.raises(UserError, match=r"Undrawable cannot be filmed .* pip install 'rlplatform\[video\]'"):
+        check_filming(environment, Undrawable)
+    flat = EnvironmentConfig(id="Undrawable", kwargs={"picture": [[0]]})
+    with pytest.raises(UserError, match=r"frames of shape \[1, 1\]; a video needs \[H, W, 3\]"):
+        check_filming(flat, Undrawable)
