@@ -8,7 +8,17 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from rlplatform.agents.networks import Dueling
+from rlplatform.agents.layers import (
+    MIDPOINTS,
+    Dueling,
+    Expectation,
+    ImplicitQuantiles,
+    MeanQuantile,
+    NoisyDense,
+    Standardize,
+    fresh_noise,
+    midpoints,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -16,16 +26,32 @@ Array = np.ndarray[Any, Any]
 class Actor(Protocol):
     """Q-values with a copy of the weights of its own, so that learning can go on beside it."""
 
-    def load(self, weights: Array) -> None:
-        """Takes published weights: [P] float32, all weights of the network in order, flat."""
+    def load(self, weights: Array, draw: int | None = None) -> None:
+        """Takes published weights.
+
+        Args:
+            weights: [P] float32, all weights of the network in order, flat.
+            draw: a counter: until the next load, a noisy network has fresh noise at every call, and for every
+                environment, that follows from the actor's seed and this number. None plays by the mean weights.
+        """
 
     def q_values(self, observation: Array) -> Array:
         """[N, A] float32 for [N, S...]."""
 
 
-def make_actor(network: Any) -> Actor:
-    """The fastest actor for a network: numpy for dense layers (8 us a call), else a compiled copy (200 us)."""
-    return NumpyActor(network) if all(map(_runs_in_numpy, network.layers)) else CompiledActor(network)
+def make_actor(network: Any, seed: int = 0) -> Actor:
+    """The fastest actor for a policy's network: numpy for dense layers (8 us a call), else a compiled copy (200 us).
+
+    Args:
+        network: `[B, S...]` to `[B, A]`.
+        seed: what the noise of a noisy network follows from.
+    """
+    return NumpyActor(network, seed) if all(map(_runs_in_numpy, network.layers)) else CompiledActor(network, seed)
+
+
+def masked(q: Array, action_mask: Array | None) -> Array:
+    """[N, A]: `q` where the mask is true, and minus infinity elsewhere; without a mask, `q` itself."""
+    return q if action_mask is None else np.where(action_mask, q, -np.inf)
 
 
 def flat_weights(network: Any) -> tf.Tensor:
@@ -54,30 +80,45 @@ def split_weights(shapes: list[tuple[int, ...]], flat: Array) -> list[Array]:
 
 
 class CompiledActor:
-    """A copy of any network, called through one compiled function."""
+    """A copy of any network, called through one compiled function. Its noise is one draw for all environments."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, seed: int = 0) -> None:
         self._network = keras.models.clone_model(network)
         self._shapes = weight_shapes(network)
         self._dtype = network.inputs[0].dtype
+        self._noisy = any(isinstance(layer, NoisyDense) for layer in network.layers)
+        self._seed, self._calls = seed, 0
+        self._draw: int | None = None
         self._call = tf.function(self._network, autograph=False, reduce_retracing=True)
+        self._call_noisy = tf.function(self._with_noise, autograph=False, reduce_retracing=True)
 
-    def load(self, weights: Array) -> None:
+    def _with_noise(self, observation: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        with fresh_noise(self._network, seed):
+            return self._network(observation)
+
+    def load(self, weights: Array, draw: int | None = None) -> None:
         """See `Actor`."""
         self._network.set_weights(split_weights(self._shapes, weights))
+        self._draw, self._calls = draw, 0
 
     def q_values(self, observation: Array) -> Array:
         """See `Actor`."""
-        return self._call(tf.constant(observation, self._dtype)).numpy()  # type: ignore[no-any-return]
+        inputs = tf.constant(observation, self._dtype)
+        if self._draw is None or not self._noisy:
+            return self._call(inputs).numpy()  # type: ignore[no-any-return]
+        self._calls += 1
+        words = np.random.SeedSequence([self._seed, self._draw, self._calls], spawn_key=(2,)).generate_state(2)
+        return self._call_noisy(inputs, tf.constant(words.astype(np.int32))).numpy()  # type: ignore[no-any-return]
 
 
 class NumpyActor:
     """A dense network run by numpy, layer by layer in the model's own order."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, seed: int = 0) -> None:
         self._shapes = weight_shapes(network)
         self._layers = [(layer.name, len(layer.weights)) for layer in network.layers]
-        self._steps: list[tuple[Callable[..., Callable[..., Array]], list[int], int]] = []
+        self._steps: list[tuple[Bind, list[int], int]] = []
+        self._seed = seed
         for layer in network.layers:
             if isinstance(layer, keras.layers.InputLayer):
                 continue
@@ -86,13 +127,16 @@ class NumpyActor:
                 (_NUMPY_LAYERS[type(layer)](layer), [_key(tensor) for tensor in inputs], _key(layer.output))
             )
         self._input, self._output = _key(network.input), _key(network.output)
-        self._bound: list[tuple[Callable[..., Array], list[int], int]] = []
+        self._bound: list[tuple[Forward, list[int], int]] = []
 
-    def load(self, weights: Array) -> None:
+    def load(self, weights: Array, draw: int | None = None) -> None:
         """See `Actor`."""
         arrays = iter(split_weights(self._shapes, weights))
         named = {name: [next(arrays) for _ in range(count)] for name, count in self._layers}
-        self._bound = [(bind(named), inputs, output) for bind, inputs, output in self._steps]
+        rng = None
+        if draw is not None:
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, draw], spawn_key=(2,))))
+        self._bound = [(bind(named, rng), inputs, output) for bind, inputs, output in self._steps]
 
     def q_values(self, observation: Array) -> Array:
         """See `Actor`."""
@@ -102,24 +146,101 @@ class NumpyActor:
         return values[self._output]
 
 
+Forward = Callable[..., Array]
+Bind = Callable[[dict[str, list[Array]], np.random.Generator | None], Forward]  # weights by layer, noise
+
+
 def _key(tensor: Any) -> int:
     return id(tensor)
 
 
-def _dense(layer: Any) -> Callable[[dict[str, list[Array]]], Callable[[Array], Array]]:
-    relu = layer.activation is keras.activations.relu
+def _activation(layer: Any) -> Callable[[Array], Array]:
+    if layer.activation is keras.activations.relu:
+        return lambda outputs: np.maximum(outputs, 0.0, out=outputs)
+    return lambda outputs: outputs
 
-    def bind(weights: dict[str, list[Array]]) -> Callable[[Array], Array]:
+
+def _dense(layer: Any) -> Bind:
+    activation = _activation(layer)
+
+    def bind(weights: dict[str, list[Array]], rng: np.random.Generator | None) -> Forward:
         kernel, bias = weights[layer.name]
 
         def forward(inputs: Array) -> Array:
             outputs = inputs @ kernel
             outputs += bias
-            return np.maximum(outputs, 0.0, out=outputs) if relu else outputs
+            return activation(outputs)
 
         return forward
 
     return bind
+
+
+def _noisy_dense(layer: Any) -> Bind:
+    activation, num_inputs, units = _activation(layer), layer.inputs, layer.units
+
+    def bind(weights: dict[str, list[Array]], rng: np.random.Generator | None) -> Forward:
+        kernel, bias, kernel_sigma, bias_sigma = weights[layer.name]
+
+        def forward(inputs: Array) -> Array:
+            outputs = inputs @ kernel
+            outputs += bias
+            if rng is not None:  # factorised noise of its own for every row, without a kernel for each
+                normal = rng.standard_normal((len(inputs), num_inputs + units), np.float32)
+                noise = np.sign(normal) * np.sqrt(np.abs(normal))
+                of_inputs, of_units = noise[:, :num_inputs], noise[:, num_inputs:]
+                outputs += ((inputs * of_inputs) @ kernel_sigma + bias_sigma) * of_units
+            return activation(outputs)
+
+        return forward
+
+    return bind
+
+
+def _layer_norm(layer: Any) -> Bind:
+    epsilon = np.float32(layer.epsilon)
+
+    def bind(weights: dict[str, list[Array]], rng: np.random.Generator | None) -> Forward:
+        gamma, beta = weights[layer.name]
+
+        def forward(inputs: Array) -> Array:
+            centred = inputs - inputs.mean(axis=-1, keepdims=True)
+            variance = np.square(centred).mean(axis=-1, keepdims=True)
+            return centred / np.sqrt(variance + epsilon) * gamma + beta  # type: ignore[no-any-return]
+
+        return forward
+
+    return bind
+
+
+def _standardize(layer: Any) -> Bind:
+    def bind(weights: dict[str, list[Array]], rng: np.random.Generator | None) -> Forward:
+        mean, variance = weights[layer.name]
+        factor = 1.0 / np.sqrt(variance + np.float32(layer.EPSILON))
+        return lambda inputs: (inputs - mean) * factor
+
+    return bind
+
+
+def _implicit_quantiles(layer: Any) -> Bind:
+    levels = midpoints(MIDPOINTS)
+
+    def bind(weights: dict[str, list[Array]], rng: np.random.Generator | None) -> Forward:
+        kernel, bias = weights[layer.name]
+        cosines = np.cos(np.float32(np.pi) * levels[:, None] * np.arange(len(kernel), dtype=np.float32))
+        embedding = np.maximum(cosines @ kernel + bias, 0.0).mean(axis=0)
+        return lambda inputs: inputs * embedding
+
+    return bind
+
+
+def _expectation(layer: Any) -> Bind:
+    def forward(logits: Array) -> Array:
+        chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        chances /= chances.sum(axis=-1, keepdims=True)
+        return chances @ np.linspace(layer.low, layer.high, logits.shape[-1], dtype=np.float32)  # type: ignore[no-any-return]
+
+    return lambda weights, rng: forward
 
 
 def _runs_in_numpy(layer: Any) -> bool:
@@ -129,24 +250,44 @@ def _runs_in_numpy(layer: Any) -> bool:
         and len(layer.inbound_nodes) == 1  # a layer that is called twice has no one output
         and getattr(layer, "activation", plain[0]) in plain
         and getattr(layer, "use_bias", True)
+        and (not isinstance(layer, keras.layers.LayerNormalization) or _is_plain_norm(layer))
+        and (not isinstance(layer, keras.layers.ReLU) or _is_plain_relu(layer))
     )
 
 
-def _stateless(
-    function: Callable[..., Array],
-) -> Callable[[Any], Callable[[dict[str, list[Array]]], Callable[..., Array]]]:
-    return lambda layer: lambda weights: function
+def _is_plain_norm(layer: Any) -> bool:
+    return bool(layer.center and layer.scale and list(layer.axis) == [len(layer.input_shape) - 1])
 
 
-def _rescaling(layer: Any) -> Callable[[dict[str, list[Array]]], Callable[[Array], Array]]:
+def _is_plain_relu(layer: Any) -> bool:
+    return layer.max_value is None and not layer.negative_slope and not layer.threshold
+
+
+def _stateless(function: Forward) -> Callable[[Any], Bind]:
+    return lambda layer: lambda weights, rng: function
+
+
+def _rescaling(layer: Any) -> Bind:
     scale, offset = np.float32(layer.scale), np.float32(layer.offset)
-    return lambda weights: lambda inputs: inputs * scale + offset  # numpy: uint8 times float32 is float32
+    return lambda weights, rng: lambda inputs: inputs * scale + offset  # numpy: uint8 times float32 is float32
+
+
+def _reshape(layer: Any) -> Bind:
+    return lambda weights, rng: lambda inputs: inputs.reshape(len(inputs), *layer.target_shape)
 
 
 _NUMPY_LAYERS: dict[type, Any] = {
     keras.layers.InputLayer: None,
     keras.layers.Dense: _dense,
     keras.layers.Flatten: _stateless(lambda inputs: inputs.reshape(len(inputs), -1)),
+    keras.layers.LayerNormalization: _layer_norm,
+    keras.layers.ReLU: _stateless(lambda inputs: np.maximum(inputs, 0.0)),
     keras.layers.Rescaling: _rescaling,
+    keras.layers.Reshape: _reshape,
     Dueling: _stateless(lambda value, advantage: value + advantage - advantage.mean(axis=1, keepdims=True)),
+    Expectation: _expectation,
+    ImplicitQuantiles: _implicit_quantiles,
+    MeanQuantile: _stateless(lambda quantiles: quantiles.mean(axis=-1)),
+    NoisyDense: _noisy_dense,
+    Standardize: _standardize,
 }

@@ -7,10 +7,19 @@ import tensorflow as tf
 import tf_keras as keras
 
 from rlplatform.agents import networks
-from rlplatform.agents.heads import HEADS
+from rlplatform.agents.heads import (
+    Following,
+    greedy_policy,
+    head_of,
+    log_soft_policy,
+    soft_policy,
+    take,
+)
+from rlplatform.agents.layers import fresh_noise, midpoints
+from rlplatform.agents.normalization import Normalization
 from rlplatform.agents.optimizer import Adam
 from rlplatform.config import Config
-from rlplatform.experience import Batch
+from rlplatform.experience import Batch, Block
 
 
 class UpdateMetrics(NamedTuple):
@@ -20,10 +29,15 @@ class UpdateMetrics(NamedTuple):
     gradient_norm: tf.Tensor  # [] float32, before clipping
     td_error: tf.Tensor  # [B] float32
     q: tf.Tensor  # [B] float32, of the actions taken in the batch's states by the greedy policy
+    priority: tf.Tensor  # [B] float32, how surprising each item was
 
 
 class DQN(tf.Module):
-    """Deep Q-learning (Mnih et al. 2015) with double, dueling, n-step and soft targets as flags.
+    """Deep Q-learning (Mnih et al. 2015), whose extensions are flags that go together in every combination.
+
+    Double (van Hasselt et al. 2016), dueling (Wang et al. 2016), n-step and prioritised replay (by the batches that it
+    is given), noisy networks (Fortunato et al. 2018), Munchausen (Vieillard et al. 2020), soft or hard targets, and
+    four value heads.
 
     Deviates from Mnih et al. 2015: Adam instead of RMSProp, gradients clipped by their global norm, and
     `target_update_interval` counts gradient updates.
@@ -39,38 +53,95 @@ class DQN(tf.Module):
         self, config: Config, observation_shape: tuple[int, ...], observation_dtype: str, num_actions: int
     ) -> None:
         super().__init__(name="dqn")
-        self._config = config.agent
-        self._head = HEADS["scalar"]
-        self.online = networks.build(config.network, observation_shape, observation_dtype, num_actions)
-        self.target = networks.build(config.network, observation_shape, observation_dtype, num_actions)
+        self._config, self._noisy = config.agent, config.network.noisy
+        self._head = head_of(config.agent)
+        self._build = (config, observation_shape, observation_dtype, num_actions)
+        self.online = networks.build(*self._build, training=True)
+        self.target = networks.build(*self._build, training=True)
         self.target.set_weights(self.online.get_weights())
         self.optimizer = Adam(
             self.online.trainable_variables, config.optimizer.epsilon, config.optimizer.max_gradient_norm
         )
+        self.normalization = Normalization(config, self.online)
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        self._seed = config.seed
 
     @property
     def has_convolutions(self) -> bool:
         """Whether the network convolves: XLA on CPU runs a convolution many times slower inside a while loop."""
         return any(isinstance(layer, keras.layers.Conv2D) for layer in self.online.layers)
 
+    def policy_network(self) -> Any:
+        """A network of its own, `[B, S...]` to `[B, A]` greedy Q-values, with the online network's weights of now."""
+        network = networks.build(*self._build)
+        network.set_weights(self.online.get_weights())
+        return network
+
+    def observe(self, block: Block) -> None:
+        """Traced: takes a new block into the statistics that observations and rewards are normalised by."""
+        self.normalization.update(block)
+
     def update(self, batch: Batch, learning_rate: tf.Tensor) -> UpdateMetrics:
         """Traced: one optimiser step on B transitions, then the target update when it is due."""
-        next_output = self._head.q_values(self.target(batch.next_observation))
-        chooser = self._head.q_values(self.online(batch.next_observation)) if self._config.double else next_output
-        next_action = tf.argmax(chooser, axis=1, output_type=tf.int32)
-        target = self._head.target(batch.reward, batch.discount, next_output, next_action)
+        target = self._head.target(self._following(batch))
         variables = self.online.trainable_variables
+        tau = self._levels(0)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            output = self.online(batch.observation)
-            item = self._head.loss(output, batch.action, target, self._config.huber_delta)
+            output = self._output(self.online, batch.observation, tau, noise=0)
+            item = self._head.loss(output, batch.action, target, tau)
             loss = tf.reduce_mean(batch.weight * item.loss)
         norm = self.optimizer.apply(tape.gradient(loss, variables), variables, learning_rate)
         self.updates.assign_add(1)
         self._update_target()
         q = tf.reduce_max(self._head.q_values(output), axis=1)
-        return UpdateMetrics(loss, norm, item.td_error * batch.weight, q)
+        return UpdateMetrics(loss, norm, tf.sign(batch.weight) * item.td_error, q, item.priority)
+
+    def _following(self, batch: Batch) -> Following:
+        """Traced: reward, discount, and the target network's view of what comes next under the policy that is learned.
+
+        The online and the target network each have noise and quantile levels of their own, the online network the same
+        ones that it is updated with.
+        """
+        config, mask = self._config, batch.next_action_mask
+        reward = self.normalization.scaled(batch.reward)
+        output = self._output(self.target, batch.next_observation, self._levels(1), noise=1)
+        chooser = output
+        if config.double:
+            chooser = self._output(self.online, batch.next_observation, self._levels(0), noise=0)
+        q = self._head.q_values(chooser)
+        if not config.munchausen:
+            return Following(reward, batch.discount, output, greedy_policy(q, mask), None)
+        temperature = config.munchausen_temperature
+        here = self._head.q_values(self._output(self.target, batch.observation, self._levels(1), noise=1))
+        log_policy = take(log_soft_policy(here, temperature, batch.action_mask), batch.action)
+        reward += config.munchausen_alpha * tf.clip_by_value(log_policy, config.munchausen_clip, 0.0)
+        bonus = -log_soft_policy(q, temperature, mask)
+        return Following(reward, batch.discount, output, soft_policy(q, temperature, mask), bonus)
+
+    def _output(self, network: Any, observation: tf.Tensor, tau: tf.Tensor | None, noise: int) -> tf.Tensor:
+        """Traced: the head's raw output, with the noise of this update's stream `noise` where the network is noisy."""
+        inputs = [observation, tau[None]] if self._config.head == "implicit_quantile" else observation
+        if not self._noisy:
+            return network(inputs)
+        with fresh_noise(network, self._stream(noise)):
+            return network(inputs)
+
+    def _levels(self, stream: int) -> tf.Tensor | None:
+        """Traced: the quantile levels `[K]`: fixed midpoints, or drawn for this update's stream.
+
+        Dabney et al. 2018b draw levels for each item; here all items of a batch share them, which leaves the expected
+        gradient as it is and makes an update three times as fast.
+        """
+        if self._config.head == "quantile":
+            return tf.constant(midpoints(self._config.num_quantiles))
+        if self._config.head == "implicit_quantile":
+            return tf.random.stateless_uniform([self._config.num_quantiles], self._stream(2 + stream), alg="philox")
+        return None
+
+    def _stream(self, index: int) -> tf.Tensor:
+        """Traced: [2] int32, the seed of one of this update's four streams of random numbers."""
+        return tf.stack([tf.constant(self._seed, tf.int32), -2 - index - 4 * tf.cast(self.updates % 2**28, tf.int32)])
 
     def _update_target(self) -> None:
         """Traced: target <- tau * online + (1 - tau) * target, every `target_update_interval` updates."""
@@ -93,6 +164,7 @@ class DQN(tf.Module):
             "online": self.online.variables,
             "target": self.target.variables,
             "optimizer": self.optimizer.variables,
+            "normalization": self.normalization.variables,
         }
         named = {
             f"{group}/{index}": variable

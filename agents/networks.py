@@ -4,10 +4,20 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
 import tf_keras as keras
 
-from rlplatform.config import NetworkConfig, nearest
+from rlplatform.agents.layers import (
+    AtLevels,
+    Dueling,
+    Expectation,
+    ImplicitQuantiles,
+    MeanQuantile,
+    Standardize,
+    hidden,
+    hidden_stream,
+    linear,
+)
+from rlplatform.config import Config, NetworkConfig, nearest
 from rlplatform.errors import UserError
 
 Stream = Callable[[Any], Any]  # the last hidden layers of one value stream: features -> features
@@ -15,52 +25,75 @@ SMALLEST_IMAGE = 36  # pixels that three convolutions without padding need
 Torso = Callable[[Any, NetworkConfig], tuple[Any, Callable[[str], Stream]]]
 
 
-@keras.utils.register_keras_serializable(package="rlplatform")
-class Dueling(keras.layers.Layer):
-    """Q = V + A - mean(A) (Wang et al. 2016, eq. 9): `[B, 1]` and `[B, A]` to `[B, A]`, float32."""
-
-    def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        """The values `[B, A]` from those of the state `[B, 1]` and the advantages `[B, A]`."""
-        value, advantage = inputs
-        return value + advantage - tf.reduce_mean(advantage, axis=1, keepdims=True)
-
-
-def build(config: NetworkConfig, observation_shape: tuple[int, ...], observation_dtype: str, num_actions: int) -> Any:
+def build(
+    config: Config,
+    observation_shape: tuple[int, ...],
+    observation_dtype: str,
+    num_actions: int,
+    training: bool = False,
+) -> Any:
     """The Q-network, with weights drawn from Keras's seed (`keras.utils.set_random_seed`).
 
+    The policy's network and the one that training works on have the same weights in the same order; they are one and
+    the same network where the head is scalar.
+
     Args:
-        config: torso, widths and streams.
+        config: torso, widths, streams and the value head.
         observation_shape: what the network sees, `[O...]`, frame stack included.
         observation_dtype: `uint8` inputs are scaled to [0, 1] inside the network; all others are cast to float32.
         num_actions: A.
+        training: whether the output is what the head's loss takes.
 
     Returns:
-        A functional model `[B, O...]` to `[B, A]` float32. Its last layer is the Dense `q`, or, when dueling, `Dueling`
-        over the Dense layers `value` and `advantage`.
+        A functional model `[B, O...]` to `[B, A]` float32, the expected returns. For training, its output is the
+        head's: `[B, A]`, or `[B, A, K]` for distributions; with the head `implicit_quantile` it takes a list of the
+        observation and the quantile levels `[1, K]`, the same for all items. The last Dense is `q`, or, when dueling, `Dueling` joins the Dense
+        layers `value` and `advantage`.
 
     Raises:
         UserError: the torso is unknown or does not fit the observation.
     """
+    network, agent = config.network, config.agent
     observation = keras.Input(shape=observation_shape, dtype=observation_dtype, name="observation")
     features = (
         keras.layers.Rescaling(1.0 / 255.0, name="rescale")(observation)
         if observation_dtype == "uint8"
         else observation
     )
-    made = torso_function(config.torso, observation_shape)(features, config)
+    if network.normalize_observations:
+        features = Standardize(name="standardize")(features)
+    made = torso_function(network.torso, observation_shape)(features, network)
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
         raise UserError(
-            f"network.torso {config.torso!r} must give features and a function that makes a stream's last layers; "
+            f"network.torso {network.torso!r} must give features and a function that makes a stream's last layers; "
             f"got {made!r}"
         )
     features, stream = made
-    if config.dueling:
-        value = keras.layers.Dense(1, name="value")(stream("value")(features))
-        advantage = keras.layers.Dense(num_actions, name="advantage")(stream("advantage")(features))
-        q = Dueling(name="q")((value, advantage))
+    implicit = agent.head == "implicit_quantile"
+    tau = keras.Input(shape=(agent.num_quantiles,), name="tau") if implicit and training else None
+    atoms = {"categorical": agent.num_atoms, "quantile": agent.num_quantiles}.get(agent.head, 1)
+
+    def values(kind: str, count: int) -> Any:
+        """One stream: `[B, count]`, or `[B, count, K]`."""
+        inputs = stream(kind)(features)
+        if implicit:
+            embedded = ImplicitQuantiles(name="quantiles" if kind == "q" else f"{kind}_quantiles")
+            inputs = embedded(inputs if tau is None else (inputs, tau))
+        dense = linear(count * atoms, kind, network)
+        if tau is not None:
+            return AtLevels(dense, name=f"{kind}_levels")(inputs)
+        outputs = dense(inputs)
+        return outputs if atoms == 1 else keras.layers.Reshape((count, atoms), name=f"{kind}_atoms")(outputs)
+
+    if network.dueling:
+        output = Dueling(name="q")((values("value", 1), values("advantage", num_actions)))
     else:
-        q = keras.layers.Dense(num_actions, name="q")(stream("q")(features))
-    return keras.Model(observation, q, name="q_network")
+        output = values("q", num_actions)
+    if not training and agent.head == "quantile":
+        output = MeanQuantile(name="mean")(output)
+    if not training and agent.head == "categorical":
+        output = Expectation(agent.v_min, agent.v_max, name="expectation")(output)
+    return keras.Model(observation if tau is None else [observation, tau], output, name="q_network")
 
 
 def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:
@@ -93,8 +126,8 @@ def mlp(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], S
         raise UserError("network.hidden_units needs at least one layer, like [64, 64]; got []")
     features = keras.layers.Flatten(name="flatten")(observation) if len(observation.shape) > 2 else observation
     for index, units in enumerate(config.hidden_units[:-1]):
-        features = keras.layers.Dense(units, activation="relu", name=f"dense_{index}")(features)
-    return features, _hidden_stream(config.hidden_units[-1], f"dense_{len(config.hidden_units) - 1}")
+        features = hidden(features, units, f"dense_{index}", config)
+    return features, hidden_stream(config.hidden_units[-1], f"dense_{len(config.hidden_units) - 1}", config)
 
 
 def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
@@ -107,16 +140,7 @@ def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str]
     features = observation
     for index, (filters, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
         features = keras.layers.Conv2D(filters, size, stride, activation="relu", name=f"conv_{index}")(features)
-    return keras.layers.Flatten(name="flatten")(features), _hidden_stream(512, "dense_0")
-
-
-def _hidden_stream(units: int, name: str) -> Callable[[str], Stream]:
-    """Makes a stream's last hidden layer: `dense_1` alone, `value_dense_1` and `advantage_dense_1` when dueling."""
-
-    def stream(kind: str) -> Stream:
-        return keras.layers.Dense(units, activation="relu", name=name if kind == "q" else f"{kind}_{name}")  # type: ignore[no-any-return]
-
-    return stream
+    return keras.layers.Flatten(name="flatten")(features), hidden_stream(512, "dense_0", config)
 
 
 TORSOS: dict[str, Torso] = {"mlp": mlp, "nature": nature}

@@ -108,6 +108,10 @@ class NetworkConfig:
     torso: str = _field("auto", "auto, mlp, nature, or `module:function` of your own")
     hidden_units: tuple[int, ...] = _field((256, 256), "mlp: width of each hidden layer", 1, 65536)
     dueling: bool = _field(False, "separate value and advantage streams (Wang et al. 2016)")
+    noisy: bool = _field(False, "noise in the last hidden and the output layers explores (Fortunato et al. 2018)")
+    noisy_sigma: float = _field(0.5, "the noise at first, over the root of a layer's inputs", 0.0, 10.0)
+    layer_norm: bool = _field(False, "LayerNorm before the ReLU of dense hidden layers (Ba et al. 2016)")
+    normalize_observations: bool = _field(False, "standardise each feature by running statistics, inside the network")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,18 +119,37 @@ class ReplayConfig:
     """The ring of slots that experience is drawn from."""
 
     capacity: int = _field(100_000, "slots over all environments together", 2)
+    prioritized: bool = _field(False, "draw by the size of the last TD error (Schaul et al. 2016)")
+    priority_exponent: float = _field(0.5, "alpha: 0 draws uniformly, 1 in proportion to the priority", 0.0, 1.0)
+    importance_exponent: Schedule = _field(
+        Schedule(kind="linear", start=0.4, end=1.0), "beta: how far weights undo the priorities' bias", 0.0, 1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentConfig:
     """What is learned: the targets and the loss."""
 
+    head: Literal["scalar", "categorical", "quantile", "implicit_quantile"] = _field(
+        "scalar", "what is learned of the return: its mean, or its distribution as C51, QR-DQN or IQN do"
+    )
     gamma: float = _field(0.99, "discount per env step", 0.0, 1.0)
     n_step: int = _field(1, "rewards summed before bootstrapping", 1, 128)
     double: bool = _field(True, "the online network picks the target's action (van Hasselt et al. 2016)")
     huber_delta: float = _field(1.0, "TD error from which the loss is linear; inf is the squared loss", above=0.0)
     target_update_interval: int = _field(1_000, "gradient updates between target updates", 1)
     tau: float = _field(1.0, "share of the online network in a target update; 1 is a hard copy", high=1.0, above=0.0)
+    num_atoms: int = _field(51, "categorical: atoms of the distribution (Bellemare et al. 2017)", 2, 1_001)
+    v_min: float = _field(-10.0, "categorical: the first atom, in units of return")
+    v_max: float = _field(10.0, "categorical: the last atom, in units of return")
+    num_quantiles: int = _field(
+        32, "quantile: how many; implicit_quantile: levels drawn for each update (Dabney et al. 2018)", 2, 1_000
+    )
+    munchausen: bool = _field(False, "soft targets, and the scaled log-policy in the reward (Vieillard et al. 2020)")
+    munchausen_alpha: float = _field(0.9, "share of the log-policy in the reward", 0.0, 1.0)
+    munchausen_temperature: float = _field(0.03, "of the soft policy, in units of return", high=1e6, above=0.0)
+    munchausen_clip: float = _field(-1.0, "least value of the scaled log-policy", -1e6, 0.0)
+    normalize_rewards: bool = _field(False, "divide rewards by the running deviation of the discounted return")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,6 +242,8 @@ class Config:
 
     def __post_init__(self) -> None:
         training, num_envs = self.training, self.environment.num_envs
+        if self.agent.v_min >= self.agent.v_max:
+            raise UserError(f"agent.v_min must lie below agent.v_max; got {self.agent.v_min} and {self.agent.v_max}")
         if training.train_interval % num_envs:
             nearest = max(1, round(training.train_interval / num_envs)) * num_envs
             raise UserError(
@@ -437,7 +462,11 @@ def _read_toml(path: Any) -> dict[str, Any]:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Every shipped preset by name: a partial tree, and `preset` with its `description` and its `environments`."""
+    """Every shipped preset by name: a partial tree, and `preset` with its `description`.
+
+    `preset.environments` lists those that take it by default, `preset.extends` names the preset that it goes over, and
+    `environments."ID"` is the partial tree of what is different for one environment.
+    """
     agents = importlib.util.find_spec("rlplatform.agents")  # found, not imported: that would load TensorFlow
     if agents is None or not agents.submodule_search_locations:
         raise RunError("the presets are not installed: rlplatform.agents is missing; install rlplatform again")
@@ -454,7 +483,8 @@ def resolve(
     """The configuration of a new run: defaults, then the preset, then `sections`, then `key=value` overrides.
 
     Each goes over what came before; what it does not name stays, also inside a schedule: `exploration.epsilon.end=0.01`
-    alone moves the end. A schedule that changes its kind keeps the parts that both kinds have.
+    alone moves the end. A schedule that changes its kind keeps the parts that both kinds have. A preset that extends
+    another goes over it, and what a preset holds for this environment goes over what it holds for all.
 
     Args:
         env_id: the environment; without a `preset`, the first preset that lists it is taken, else `dqn`.
@@ -477,11 +507,31 @@ def resolve(
         close = difflib.get_close_matches(preset, shipped, n=1, cutoff=0.5)
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"unknown preset {preset!r} for {env_id}; {meant}presets: {', '.join(shipped)}")
-    chosen.pop("preset", None)
     tree = to_dict(Config())
-    _merge(tree, chosen)
+    for layer in _layers(chosen, shipped, env_id):
+        _merge(tree, layer)
     _merge(tree, {"environment": {"id": env_id}})
     return _changed(tree, overrides, sections)
+
+
+def _layers(preset: Mapping[str, Any], shipped: Mapping[str, Any], env_id: str) -> list[dict[str, Any]]:
+    """The partial trees that a preset is made of for one environment, the lowest first."""
+    general: list[dict[str, Any]] = []
+    special: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    while True:
+        tree = dict(preset)
+        about = tree.pop("preset", {})
+        environments = tree.pop("environments", {})
+        general.insert(0, tree)
+        special.insert(0, environments.get(env_id, {}))
+        base = about.get("extends")
+        if base is None:
+            return [*general, *special]
+        if base not in shipped or base in seen:
+            raise UserError(f"a preset cannot extend {base!r}; {nearest(str(base), shipped)}")
+        seen.add(base)
+        preset = shipped[base]
 
 
 def change(config: Config, overrides: Iterable[str] = (), **sections: Mapping[str, Any] | Any) -> Config:

@@ -4,7 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from rlplatform.experience.block import Batch, Block
+from rlplatform.experience.priorities import SumTree, importance, stratified
 from rlplatform.experience.returns import n_step_return, stack_rows
+
+PRIORITY_OFFSET = 1e-6  # a slot whose error is 0 can still be drawn
 
 
 class Replay(tf.Module):
@@ -21,6 +24,8 @@ class Replay(tf.Module):
         n_step: rewards in a return.
         frame_stack: frames joined along the last axis, K.
         gamma: discount per step.
+        num_masked_actions: A where the environment masks actions, else 0.
+        priority_exponent: alpha of prioritised sampling (Schaul et al. 2016); None samples uniformly.
     """
 
     def __init__(
@@ -33,6 +38,8 @@ class Replay(tf.Module):
         n_step: int,
         frame_stack: int,
         gamma: float,
+        num_masked_actions: int = 0,
+        priority_exponent: float | None = None,
     ) -> None:
         super().__init__(name="replay")
         self.num_envs, self.rows = num_envs, -(-capacity // num_envs)
@@ -49,7 +56,12 @@ class Replay(tf.Module):
         self.terminated = ring("terminated", "bool")
         self.first = ring("first", "bool")
         self.dead = ring("dead", "bool")
+        self.action_mask = ring("action_mask", "bool", (num_masked_actions,))
         self.rows_written = tf.Variable(0, dtype=tf.int64, trainable=False, name="rows_written")
+        self._alpha = priority_exponent
+        if priority_exponent is not None:
+            self.priorities = SumTree(slots)
+            self.greatest = tf.Variable(1.0, trainable=False, name="greatest")  # priority so far, what new slots get
 
     def insert(self, block: Block) -> None:
         """Traced: writes the block's T rows after the newest one, over the oldest.
@@ -65,16 +77,70 @@ class Replay(tf.Module):
         for field, ring in zip(Block._fields, self._rings(), strict=True):
             values = tf.reshape(getattr(block, field), [steps * self.num_envs, *ring.shape[1:]])
             ring.scatter_update(tf.IndexedSlices(values, slots))
+        if self._alpha is not None:
+            self._prioritize_new(steps)
         self.rows_written.assign_add(steps)
 
-    def sample(self, count: int, seed: tf.Tensor) -> Batch:
+    def sample(self, updates: int, batch_size: int, seed: tf.Tensor, importance_exponent: tf.Tensor) -> Batch:
+        """Traced: the batches of `updates` updates, `[U, B, ...]`, of slots whose n-step future is complete.
+
+        Uniformly, or in proportion to the priorities. All batches are drawn from the priorities as they are now.
+
+        Args:
+            updates: U.
+            batch_size: B.
+            seed: [2] int32 for `tf.random.stateless_uniform`; the same seed draws the same slots on every device.
+            importance_exponent: [] float32, beta of the importance weights; without priorities it is not used.
+        """
+        if self._alpha is None:
+            flat = self.uniform(updates * batch_size, seed)
+        else:
+            total = self.priorities.total()
+            slot, priority = self.priorities.find(stratified(batch_size, updates, total, seed))
+            flat = self.transitions(slot // self.num_envs, slot % self.num_envs)
+            weight = importance(tf.reshape(priority, [updates, batch_size]), importance_exponent)
+            flat = flat._replace(weight=tf.reshape(weight, [-1]))
+        return Batch(*(tf.reshape(field, [updates, batch_size, *field.shape[1:]]) for field in flat))
+
+    def set_priorities(self, slot: tf.Tensor, error: tf.Tensor) -> None:
+        """Traced: gives drawn slots the priority `(error + 1e-6) ** alpha` (Schaul et al. 2016, section 3.3).
+
+        Args:
+            slot: [M] int32, of a batch; where one comes twice, one of its errors counts.
+            error: [M] float32, at least 0.
+        """
+        assert self._alpha is not None
+        error = tf.where(tf.math.is_finite(error), error, 0.0)  # a run that diverges is stopped by its loss
+        self.greatest.assign(tf.maximum(self.greatest, tf.reduce_max(error)))
+        drawn = self.priorities.get(slot) > 0.0  # by rounding, a draw can fall beside every live slot
+        self.priorities.set(slot, tf.where(drawn, tf.pow(error + PRIORITY_OFFSET, self._alpha), 0.0))
+
+    def _prioritize_new(self, steps: int) -> None:
+        """Traced: after `steps` rows were written, before they are counted: the greatest priority to complete slots.
+
+        With the new rows, `n_step` rows before them become complete and the last `n_step` of them are not yet. The
+        oldest rows that are left have lost frames of their stacks to the new ones.
+        """
+        newest = self.rows_written + steps
+        row = newest - steps - self.n_step + tf.range(steps + self.n_step + self.frame_stack - 1, dtype=tf.int64)
+        whole = tf.logical_and(row >= 0, row < newest - self.n_step)
+        if self.frame_stack > 1:  # a ring that was emptied in the middle of a run fills again in mid-episode
+            begins = tf.reduce_all(tf.gather(self.first, tf.range(self.num_envs)))
+            whole &= begins | (newest > self.rows) | (row >= self.frame_stack - 1)
+        ring_row = tf.cast(row % self.rows, tf.int32)
+        slots = tf.reshape(ring_row[:, None] * self.num_envs + tf.range(self.num_envs)[None], [-1])
+        live = tf.repeat(whole, self.num_envs) & ~tf.gather(self.dead, slots)
+        assert self._alpha is not None
+        self.priorities.set(slots, tf.where(live, tf.pow(self.greatest + PRIORITY_OFFSET, self._alpha), 0.0))
+
+    def uniform(self, count: int, seed: tf.Tensor) -> Batch:
         """Traced: `count` transitions, drawn uniformly from the slots whose n-step future is complete.
 
         A draw that falls on a dead slot has weight 0, so that every live slot is equally likely.
 
         Args:
             count: how many.
-            seed: [2] int32 for `tf.random.stateless_uniform`; the same seed draws the same slots on every device.
+            seed: as for `sample`.
         """
         end = self._next_row()
         start = end - tf.cast(tf.minimum(self.rows_written, self.rows), tf.int32)  # below 0: the ring has come round
@@ -100,6 +166,9 @@ class Replay(tf.Module):
             discount=result.discount,
             next_observation=self._stacked(row + result.steps, env),
             weight=1.0 - tf.cast(dead[0], tf.float32),
+            action_mask=tf.gather(self.action_mask, slots[0]),
+            next_action_mask=tf.gather(self.action_mask, self._slot(row + result.steps, env)),
+            slot=slots[0],
         )
 
     def can_sample(self) -> bool:
@@ -116,7 +185,15 @@ class Replay(tf.Module):
         return bool(np.isfinite(self.reward.numpy()).all() and np.isfinite(self.observation.numpy()).all())
 
     def _rings(self) -> tuple[tf.Variable, ...]:
-        return self.observation, self.action, self.reward, self.terminated, self.first, self.dead
+        return (
+            self.observation,
+            self.action,
+            self.reward,
+            self.terminated,
+            self.first,
+            self.dead,
+            self.action_mask,
+        )
 
     def _next_row(self) -> tf.Tensor:
         """Traced: [] int32, the ring row that is written next. The count itself outgrows 32 bits in a long run."""
@@ -150,11 +227,17 @@ class Replay(tf.Module):
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------
 
+    def _named_variables(self) -> dict[str, tf.Variable]:
+        variables = [*self._rings(), self.rows_written]
+        if self._alpha is not None:
+            variables += [*self.priorities.levels, self.greatest]
+        return {variable.name.partition(":")[0]: variable for variable in variables}
+
     def state(self) -> dict[str, np.ndarray]:
         """Every variable by name."""
-        return {variable.name.partition(":")[0]: variable.numpy() for variable in (*self._rings(), self.rows_written)}
+        return {name: variable.numpy() for name, variable in self._named_variables().items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Puts back what `state` gave."""
-        for variable in (*self._rings(), self.rows_written):
-            variable.assign(state[variable.name.partition(":")[0]])
+        for name, variable in self._named_variables().items():
+            variable.assign(state[name])

@@ -38,8 +38,10 @@ class Learner(tf.Module):
     def __init__(self, config: Config, spec: Spec, strategy: tf.distribute.Strategy) -> None:
         super().__init__(name="learner")
         self._config = config
+        self._observation_shape = spec.stacked_shape(config.environment.frame_stack)
         self._device = strategy.extended.worker_devices[0]
         environment = config.environment
+        masked = spec.num_actions if getattr(spec, "action_mask", False) else 0
         with strategy.scope():
             self.agent = DQN(
                 config, spec.stacked_shape(environment.frame_stack), spec.observation_dtype, spec.num_actions
@@ -52,53 +54,74 @@ class Learner(tf.Module):
                 n_step=config.agent.n_step,
                 frame_stack=environment.frame_stack,
                 gamma=config.agent.gamma,
+                num_masked_actions=masked,
+                priority_exponent=config.replay.priority_exponent if config.replay.prioritized else None,
             )
             # All randomness of training is a function of these two numbers.
             self._seed = tf.constant(config.seed, tf.int32)
             self._draws = tf.Variable(0, dtype=tf.int32, trainable=False, name="draws")
         # XLA on CPU runs a convolution in a while loop 12 times slower than outside: unroll the updates there.
         self._unroll = self.agent.has_convolutions and "CPU" in self._device
-        block = Block.empty(config.block_steps, environment.num_envs, spec.observation_shape, spec.observation_dtype)
+        block = Block.empty(
+            config.block_steps, environment.num_envs, spec.observation_shape, spec.observation_dtype, masked
+        )
         signature = Block(*(tf.TensorSpec(field.shape, field.dtype) for field in block))
         rate = tf.TensorSpec([], tf.float32)
         with tf.device(self._device):
-            self._insert = _compile(self.replay.insert, signature)
-            self._learn = _compile(self.learn, signature, rate)
+            self._insert = _compile(self.store, signature)
+            self._learn = _compile(self.learn, signature, rate, rate)
 
     # --- the compiled program -------------------------------------------------------------------------------------
 
-    def learn(self, block: Block, learning_rate: tf.Tensor) -> tuple[UpdateMetrics, tf.Tensor]:
+    def store(self, block: Block) -> None:
+        """Traced: takes a block into the replay and into the statistics of the agent."""
+        self.replay.insert(block)
+        self.agent.observe(block)
+
+    def learn(
+        self, block: Block, learning_rate: tf.Tensor, importance_exponent: tf.Tensor
+    ) -> tuple[UpdateMetrics, tf.Tensor]:
         """Traced: inserts the block, then makes `gradient_steps` updates on batches of their own.
 
-        All batches are drawn before the first update: read inside the loop, the ring would be copied at every call.
+        All batches are drawn before the first update: read inside the loop, the ring would be copied at every call. So
+        all of them follow the priorities from before the call, and what they found is written after it.
         """
-        self.replay.insert(block)
-        batches = self._draw()
-        if self._config.training.gradient_steps == 1 or self._unroll:
-            for index in range(self._config.training.gradient_steps):
+        self.store(block)
+        training = self._config.training
+        seed = tf.stack([self._seed, self._draws])
+        batches = self.replay.sample(training.gradient_steps, training.batch_size, seed, importance_exponent)
+        self._draws.assign_add(1)
+        if training.gradient_steps == 1 or self._unroll:
+            found = []
+            for index in range(training.gradient_steps):
                 metrics = self.agent.update(Batch(*(field[index] for field in batches)), learning_rate)
+                found.append(metrics.priority)
+            priorities = tf.stack(found)
         else:
-            metrics = self._loop(batches, learning_rate)
+            metrics, priorities = self._loop(batches, learning_rate)
+        if self._config.replay.prioritized:
+            self.replay.set_priorities(tf.reshape(batches.slot, [-1]), tf.reshape(priorities, [-1]))
         return metrics, flat_weights(self.agent.online)
 
-    def _draw(self) -> Batch:
-        """Traced: the batches of all U updates, `[U, B, ...]`."""
+    def _loop(self, batches: Batch, learning_rate: tf.Tensor) -> tuple[UpdateMetrics, tf.Tensor]:
+        """Traced: the updates in one loop of the program, so that it compiles once whatever their number.
+
+        Returns:
+            The metrics of the last update, and the priorities `[U, B]` that all of them found, where they are used.
+        """
         updates, size = self._config.training.gradient_steps, self._config.training.batch_size
-        flat = self.replay.sample(updates * size, tf.stack([self._seed, self._draws]))
-        self._draws.assign_add(1)
-        return Batch(*(tf.reshape(field, [updates, size, *field.shape[1:]]) for field in flat))
+        kept = updates if self._config.replay.prioritized else 0
 
-    def _loop(self, batches: Batch, learning_rate: tf.Tensor) -> UpdateMetrics:
-        """Traced: the updates in one loop of the program, so that it compiles once whatever their number."""
-        size = self._config.training.batch_size
-
-        def body(index: tf.Tensor, _: UpdateMetrics) -> tuple[tf.Tensor, UpdateMetrics]:
+        def body(index: tf.Tensor, _: UpdateMetrics, found: tf.Tensor) -> tuple[tf.Tensor, UpdateMetrics, tf.Tensor]:
             batch = Batch(*(tf.gather(field, index) for field in batches))
-            return index + 1, self.agent.update(batch, learning_rate)
+            metrics = self.agent.update(batch, learning_rate)
+            found = tf.where(tf.range(kept)[:, None] == index, metrics.priority[None], found)
+            return index + 1, metrics, found
 
-        nothing = UpdateMetrics(tf.zeros([]), tf.zeros([]), tf.zeros([size]), tf.zeros([size]))
-        updates = self._config.training.gradient_steps
-        return tf.while_loop(lambda index, _: index < updates, body, (tf.constant(0), nothing))[1]  # type: ignore[no-any-return]
+        nothing = UpdateMetrics(tf.zeros([]), tf.zeros([]), tf.zeros([size]), tf.zeros([size]), tf.zeros([size]))
+        start = (tf.constant(0), nothing, tf.zeros([kept, size]))
+        _, metrics, found = tf.while_loop(lambda index, *_: index < updates, body, start)
+        return metrics, found
 
     # --- from the host --------------------------------------------------------------------------------------------
 
@@ -109,19 +132,26 @@ class Learner(tf.Module):
             entering()
             self._insert(*tensors)
 
-    def learn_block(self, block: Block, learning_rate: float, entering: Callable[[], object] = _nothing) -> Learned:
+    def learn_block(
+        self,
+        block: Block,
+        learning_rate: float,
+        importance_exponent: float = 1.0,
+        entering: Callable[[], object] = _nothing,
+    ) -> Learned:
         """Inserts a block of numpy arrays and learns.
 
         Args:
             block: T steps of N environments.
             learning_rate: of all updates in this call.
+            importance_exponent: beta of prioritised replay, of all updates in this call.
             entering: called right before the compiled program is entered, which runs without Python's global lock.
         """
         with tf.device(self._device):
             tensors = [tf.constant(field) for field in block]
-            rate = tf.constant(learning_rate, tf.float32)
+            rates = tf.constant(learning_rate, tf.float32), tf.constant(importance_exponent, tf.float32)
             entering()
-            metrics, weights = self._learn(*tensors, rate)
+            metrics, weights = self._learn(*tensors, *rates)
         return Learned(metrics, weights.numpy())
 
     def weights(self) -> Array:
@@ -131,9 +161,9 @@ class Learner(tf.Module):
     def observations(self, count: int) -> Array:
         """[M, S...] observations of `count` slots drawn from the replay, less the dead ones; none at first."""
         if not self.replay.can_sample():
-            return np.zeros((0, *self.agent.online.input_shape[1:]), self.replay.observation.dtype.as_numpy_dtype)
+            return np.zeros((0, *self._observation_shape), self.replay.observation.dtype.as_numpy_dtype)
         # A seed apart from training's: looking must not change what is drawn later.
-        batch = self.replay.sample(count, tf.stack([self._seed, -1]))
+        batch = self.replay.uniform(count, tf.stack([self._seed, -1]))
         return batch.observation.numpy()[batch.weight.numpy() > 0.0]  # type: ignore[no-any-return]
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------

@@ -74,9 +74,9 @@ class Loop:
         seed_networks(run.config.seed)
         devices.make_deterministic()
         self._learner = Learner(run.config, run.spec, devices.strategy(run.config.device))
-        online = self._learner.agent.online
-        self._collector = HostCollector(run.config, env, run.spec, make_actor(online))
-        self._greedy = make_actor(online)
+        self._policy = self._learner.agent.policy_network()  # its weights are set when it is saved
+        self._collector = HostCollector(run.config, env, run.spec, make_actor(self._policy, run.config.seed))
+        self._greedy = make_actor(self._policy)
         self._callbacks = [*callbacks_module.from_config(run.config.callbacks), *callbacks]
         self._checkpoints = run.checkpoints()
         self._acting = self._learner.weights()  # what the next block is collected with
@@ -128,8 +128,9 @@ class Loop:
         self._reason = self._reason or reason
 
     def save_network(self, path: pathlib.Path) -> None:
-        """Writes the online network as a `.keras` file or a SavedModel folder, after the path's ending."""
-        self._learner.agent.online.save(path)
+        """Writes the policy's network as a `.keras` file or a SavedModel folder, after the path's ending."""
+        self._policy.set_weights(self._learner.agent.online.get_weights())
+        self._policy.save(path)
 
     # --- the rounds -----------------------------------------------------------------------------------------------
 
@@ -184,7 +185,10 @@ class Loop:
         if self._learned_blocks < self._stored_first:
             self._learner.insert_block(block, entering)
             return None
-        return self._learner.learn_block(block, self._learning_rate(), entering)
+        importance = schedules.value(
+            self._config.replay.importance_exponent, self.step, self._config.training.total_steps
+        )
+        return self._learner.learn_block(block, self._learning_rate(), importance, entering)
 
     def _learning_rate(self) -> float:
         return self.scheduled_learning_rate * self.learning_rate_scale
@@ -272,9 +276,8 @@ class Loop:
         self._evaluation, self._evaluated_at = result, self.step
         if result.mean >= self._best_return:
             self._best_return = result.mean
-            network = self._learner.agent.online
             self._run.save_best(
-                Best(self.step, result.mean, split_weights(weight_shapes(network), weights)),
+                Best(self.step, result.mean, split_weights(weight_shapes(self._policy), weights)),
                 self._learner.observations(CALIBRATION),
             )
         row = {
@@ -313,7 +316,7 @@ class Loop:
         """What TensorBoard shows once for each run."""
         self.log.text("config", to_toml(self._config))
         self.log.hparams(_flat(to_dict(self._config)), ["eval/return", "eval/best_return", "train/return"])
-        self.log.graph(self._learner.agent.online)
+        self.log.graph(self._policy)
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class Run:
             RunError: they are damaged.
         """
         network = networks.build(
-            self.config.network, self.observation_shape, self.spec.observation_dtype, self.spec.num_actions
+            self.config, self.observation_shape, self.spec.observation_dtype, self.spec.num_actions
         )
         network.set_weights(self._weights(which))
         return network

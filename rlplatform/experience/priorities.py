@@ -1,0 +1,91 @@
+"""Priorities: a wide sum tree that draws slots in proportion to their priority, in a few fat operations."""
+
+import numpy as np
+import tensorflow as tf
+
+WIDTH = 32
+"""Children of a node. XLA on CPU scatters one element after the other and gathers whole rows fast, so few levels of wide
+rows win over many of narrow ones: four levels hold a million slots."""
+
+
+class SumTree(tf.Module):
+    """Non-negative numbers, and their sums over `WIDTH`, `WIDTH ** 2`, ... of them.
+
+    Every sum is computed anew from its children when one of them changes, never by adding a difference: errors do not
+    add up, however long a run is.
+
+    Args:
+        size: how many numbers, all 0 at first.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(name="priorities")
+        self.size = size
+        self.levels: list[tf.Variable] = []  # [rows, WIDTH] each, the numbers themselves first, one row last
+        while not self.levels or size > 1:
+            size = -(-size // WIDTH)
+            name = f"level_{len(self.levels)}"
+            self.levels.append(tf.Variable(tf.zeros([size, WIDTH]), trainable=False, name=name))
+
+    def set(self, index: tf.Tensor, value: tf.Tensor) -> None:
+        """Traced: writes `value [M]` float32 at `index [M]` int32; where an index comes twice, one of its values."""
+        for level in self.levels:
+            row, column = index // WIDTH, index % WIDTH
+            level.scatter_nd_update(tf.stack([row, column], axis=1), value)
+            value = tf.reduce_sum(tf.gather(level, row), axis=1)
+            index = row
+
+    def get(self, index: tf.Tensor) -> tf.Tensor:
+        """Traced: the numbers `[M]` at `index [M]` int32."""
+        rows = tf.gather(self.levels[0], index // WIDTH)
+        return tf.reduce_sum(rows * tf.one_hot(index % WIDTH, WIDTH), axis=1)
+
+    def total(self) -> tf.Tensor:
+        """Traced: the sum of all numbers, [] float32."""
+        return tf.reduce_sum(self.levels[-1])
+
+    def find(self, mass: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Traced: for each `mass [M]` in [0, total), the first index at which the sum of the numbers exceeds it.
+
+        Returns:
+            The indices `[M]` int32, and the numbers there `[M]`. A number is greater than 0 wherever the total is.
+        """
+        before = tf.constant(np.triu(np.ones([WIDTH, WIDTH], np.float32)))
+        index = tf.zeros_like(mass, tf.int32)
+        for level in reversed(self.levels):
+            children = tf.gather(level, index)  # [M, WIDTH]
+            sums = tf.matmul(children, before)
+            passed = sums <= mass[:, None]
+            # Rounding may leave a mass at or beyond the end of its row: the last child that has any is meant then.
+            last = tf.reduce_max(tf.where(children > 0.0, tf.range(WIDTH), 0), axis=1)
+            child = tf.minimum(tf.reduce_sum(tf.cast(passed, tf.int32), axis=1), last)
+            chosen = tf.one_hot(child, WIDTH)
+            mass = mass - tf.reduce_sum(tf.where(tf.range(WIDTH) < child[:, None], children, 0.0), axis=1)
+            index = index * WIDTH + child
+        return index, tf.reduce_sum(children * chosen, axis=1)
+
+
+def stratified(count: int, groups: int, total: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Traced: `[groups * count]` masses in [0, total): in each group one from each `count`-th part of the total.
+
+    Schaul et al. 2016, appendix B.2.1: a batch then covers the whole range of priorities.
+    """
+    draw = tf.random.stateless_uniform([groups, count], seed, alg="philox")
+    return tf.reshape((tf.range(count, dtype=tf.float32) + draw) / count * total, [-1])
+
+
+def importance(priority: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
+    """Traced: weights `(N P(i)) ** -beta` over the greatest of their batch (Schaul et al. 2016, eq. 2 and section 3.4).
+
+    Number and total cancel in the ratio to the greatest weight, which is that of the least priority.
+
+    Args:
+        priority: [U, B] float32, of the drawn slots, before they are divided by their sum.
+        exponent: [] float32, beta.
+
+    Returns:
+        [U, B] float32, from 0 to 1; 0 where the priority is 0.
+    """
+    drawn = priority > 0.0
+    least = tf.reduce_min(tf.where(drawn, priority, priority.dtype.max), axis=1, keepdims=True)
+    return tf.where(drawn, tf.pow(least / tf.where(drawn, priority, 1.0), exponent), 0.0)
