@@ -121,7 +121,8 @@ class DQN(tf.Module):
 
     def _output(self, network: Any, observation: tf.Tensor, tau: tf.Tensor | None, noise: int) -> tf.Tensor:
         """Traced: the head's raw output, with the noise of this update's stream `noise` where the network is noisy."""
-        inputs = [observation, tau[None]] if self._config.head == "implicit_quantile" else observation
+        implicit = self._config.head == "implicit_quantile" and tau is not None
+        inputs = [observation, tau[None]] if implicit else observation
         if not self._noisy:
             return network(inputs)
         with fresh_noise(network, self._stream(noise)):

@@ -65,7 +65,7 @@ def huber(error: tf.Tensor, delta: float) -> tf.Tensor:
 
 
 def allowed(values: tf.Tensor, action_mask: tf.Tensor) -> tf.Tensor:
-    """Traced: `values [B, A]` where `action_mask [B, A]` is true, and the least float elsewhere; `[B, 0]` allows all."""
+    """Traced: `values [B, A]` where `action_mask [B, A]` is true, the least float elsewhere; `[B, 0]` allows all."""
     return values if action_mask.shape[1] == 0 else tf.where(action_mask, values, values.dtype.min)
 
 
@@ -79,7 +79,7 @@ def greedy_policy(q: tf.Tensor, action_mask: tf.Tensor) -> tf.Tensor:
 
 
 def log_soft_policy(q: tf.Tensor, temperature: float, action_mask: tf.Tensor) -> tf.Tensor:
-    """Traced: `temperature * log softmax(q / temperature)`, `[B, A]`, computed stably (Vieillard et al. 2020, app. B.1).
+    """Traced: `temperature * log softmax(q / temperature)`, `[B, A]`, stably (Vieillard et al. 2020, app. B.1).
 
     0 where an action is not allowed: its chance there is 0 too.
     """

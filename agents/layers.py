@@ -242,7 +242,7 @@ def linear(units: int, name: str, config: NetworkConfig) -> Any:
 
 
 def hidden(features: Any, units: int, name: str, config: NetworkConfig, noisy: bool = False) -> Any:
-    """A hidden layer on `features`: Dense or NoisyDense, then LayerNorm where it is configured (Ba et al. 2016), ReLU."""
+    """A hidden layer on `features`: Dense or NoisyDense, LayerNorm where configured (Ba et al. 2016), ReLU."""
     activation = None if config.layer_norm else "relu"
     if noisy and config.noisy:
         layer = NoisyDense(units, activation, config.noisy_sigma, name=name)

@@ -47,8 +47,8 @@ def build(
     Returns:
         A functional model `[B, O...]` to `[B, A]` float32, the expected returns. For training, its output is the
         head's: `[B, A]`, or `[B, A, K]` for distributions; with the head `implicit_quantile` it takes a list of the
-        observation and the quantile levels `[1, K]`, the same for all items. The last Dense is `q`, or, when dueling, `Dueling` joins the Dense
-        layers `value` and `advantage`.
+        observation and the quantile levels `[1, K]`, the same for all items. The last Dense is `q`, or, when dueling,
+        `Dueling` joins the Dense layers `value` and `advantage`.
 
     Raises:
         UserError: the torso is unknown or does not fit the observation.

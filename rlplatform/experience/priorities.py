@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 WIDTH = 32
-"""Children of a node. XLA on CPU scatters one element after the other and gathers whole rows fast, so few levels of wide
-rows win over many of narrow ones: four levels hold a million slots."""
+"""Children of a node. XLA on CPU scatters one element after the other and gathers whole rows fast, so few levels of
+wide rows win over many of narrow ones: four levels hold a million slots."""
 
 
 class SumTree(tf.Module):
