@@ -461,6 +461,9 @@ def _read_toml(path: Any) -> dict[str, Any]:
         raise UserError(f"{path} is not TOML: {error}") from None
 
 
+FALLBACK = "double"  # the preset of an environment that none names
+
+
 def presets() -> dict[str, dict[str, Any]]:
     """Every shipped preset by name: a partial tree, and `preset` with its `description`.
 
@@ -487,7 +490,7 @@ def resolve(
     another goes over it, and what a preset holds for this environment goes over what it holds for all.
 
     Args:
-        env_id: the environment; without a `preset`, the first preset that lists it is taken, else `dqn`.
+        env_id: the environment; without a `preset`, the first preset that lists it is taken, else `double`.
         preset: a shipped preset's name, or the path of a TOML file.
         overrides: texts like `replay.capacity=100000`; values are TOML, and a bare word is a text.
         **sections: like `Config.replace`.
@@ -498,7 +501,7 @@ def resolve(
     shipped = presets()
     if preset is None:
         suited = (name for name, tree in shipped.items() if env_id in tree.get("preset", {}).get("environments", ()))
-        preset = next(suited, "dqn")
+        preset = next(suited, FALLBACK)
     if preset in shipped:
         chosen = dict(shipped[preset])
     elif preset.endswith(".toml"):

@@ -128,7 +128,7 @@ def test_training_tells_where_it_is_and_gives_one_json_object(tmp_path, typed):
 
 
 def test_the_shipped_things_are_listed(typed):
-    for what, one in (("envs", "CartPole-v1"), ("presets", "cartpole"), ("agents", "dqn")):
+    for what, one in (("envs", "CartPole-v1"), ("presets", "rainbow"), ("agents", "dqn")):
         code, out, err = typed("list", what)
         assert (code, err) == (0, [])
         assert any(line.split()[0] == one for line in out)
@@ -158,7 +158,7 @@ def test_help_and_version_of_the_whole(typed):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("train CartPole-v1 --preset cartpol", "unknown preset 'cartpol' for CartPole-v1; did you mean 'cartpole'?"),
+        ("train CartPole-v1 --preset rainbo", "unknown preset 'rainbo' for CartPole-v1; did you mean 'rainbow'?"),
         ("train CartPole-v1 --preset no.toml", "there is no file no.toml"),
         ("train CartPole-v1 --set replay.capcity=9", "unknown key 'replay.capcity'; did you mean 'replay.capacity'?"),
         ("train CartPole-v1 --set batch_size=9", "unknown key 'batch_size'; did you mean 'training.batch_size'?"),
@@ -292,7 +292,7 @@ def test_every_door_opens():
     for door in (["-m", "rlplatform"], ["-m", "rlplatform.cli"]):
         done = subprocess.run([sys.executable, *door, "list", "presets"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0
-        assert "cartpole" in done.stdout
+        assert "rainbow" in done.stdout
     for name in ("train", "evaluate", "compress", "export", "verify", "benchmark"):
         done = subprocess.run(
             [sys.executable, ROOT / "scripts" / f"{name}.py", "--help"], cwd="/", capture_output=True, text=True

@@ -207,7 +207,7 @@ def test_the_wheel_works_from_another_folder(installed):
     shipped = sorted(path.stem for path in (ROOT / "agents" / "presets").glob("*.toml"))
     assert run_installed(installed, "-c", program).split() == shipped
     assert "train" in run_installed(installed, "-m", "rlplatform", "--help")
-    assert "cartpole" in run_installed(installed, "-m", "rlplatform", "list", "presets")
+    assert "rainbow" in run_installed(installed, "-m", "rlplatform", "list", "presets")
 
 
 @pytest.mark.slow
