@@ -1,4 +1,4 @@
-"""What a policy refuses: a bundle that is not whole, and an observation that it was not made for."""
+"""What a policy refuses: a bundle that is not whole, and an observation or a mask that it was not made for."""
 
 
 class BundleError(ValueError):
@@ -6,4 +6,7 @@ class BundleError(ValueError):
 
 
 class ObservationError(ValueError):
-    """The observation is not of the shape and dtype that the policy was made for, or is not finite."""
+    """The observation is not of the shape and dtype that the policy was made for, or is not finite.
+
+    Or the action mask beside it is missing, is not of the policy's shape, or allows nothing.
+    """

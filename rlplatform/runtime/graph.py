@@ -26,6 +26,8 @@ class Graph(NamedTuple):
     """The calls that a decision is made of, and the tensors that they need.
 
     Attributes:
+        action_mask: `[1, A]` bool, which `action` heeds and `q` does not; None if the file takes none. It allows all
+            actions until it is written.
         quantise: from an observation `[O...]` to the int8 `[1, O...]` that the file takes; None if the file
             takes it as it is.
     """
@@ -34,6 +36,7 @@ class Graph(NamedTuple):
     invoke: Callable[[], None]
     read: Callable[[int, int], Array]
     observation: Tensor
+    action_mask: Tensor | None
     q: Tensor
     action: Tensor | None
     quantise: Callable[[Array], Array] | None
@@ -50,7 +53,7 @@ class Graph(NamedTuple):
 
 
 def open_graph(content: bytes, name: str, num_threads: int = 1, scaling: Mapping[str, Any] | None = None) -> Graph:
-    """Loads a file whose signature `act` takes `observation` and gives `q` and, maybe, `action`.
+    """Loads a file whose signature `act` takes `observation`, maybe `action_mask`, and gives `q` and, maybe, `action`.
 
     Args:
         content: the file's bytes.
@@ -73,15 +76,19 @@ def open_graph(content: bytes, name: str, num_threads: int = 1, scaling: Mapping
     inputs = {key: _tensor(detail) for key, detail in runner.get_input_details().items()}
     outputs = {key: _tensor(detail) for key, detail in runner.get_output_details().items()}
     del runner  # It refers to the interpreter's memory, which would forbid `invoke`.
-    if set(inputs) != {"observation"} or not {"q"} <= set(outputs) <= {"q", "action"}:
+    fits = {"observation"} <= set(inputs) <= {"observation", "action_mask"}
+    if not fits or not {"q"} <= set(outputs) <= {"q", "action"}:
         raise BundleError(
             f"{name}: the signature `act` must take `observation` and give `q`; it takes {sorted(inputs)} and "
             f"gives {sorted(outputs)}"
         )
     write, invoke, read = _calls(interpreter)
-    observation = inputs["observation"]
+    observation, action_mask = inputs["observation"], inputs.get("action_mask")
     quantise = _quantiser(observation, scaling) if observation.dtype == np.int8 else None
-    return Graph(write, invoke, read, observation, outputs["q"], outputs.get("action"), quantise, interpreter)
+    if action_mask is not None:
+        write(action_mask.index, np.ones(action_mask.shape, action_mask.dtype))
+    action = outputs.get("action")
+    return Graph(write, invoke, read, observation, action_mask, outputs["q"], action, quantise, interpreter)
 
 
 def _tensor(detail: dict[str, Any]) -> Tensor:

@@ -14,11 +14,19 @@ from ai_edge_litert import schema_py_generated as schema
 from rlplatform.runtime import BundleError, FrameStack, ObservationError, Policy, digest
 
 KERNEL = np.array([[1.0, 3.0, 9.0, 7.0], [-1.0, -3.0, -9.0, -7.0]], np.float32)  # [A, O]: pushes where the pole falls
-TYPES = {"float32": schema.TensorType.FLOAT32, "int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32}
+TYPES = {
+    "float32": schema.TensorType.FLOAT32,
+    "int8": schema.TensorType.INT8,
+    "int32": schema.TensorType.INT32,
+    "bool": schema.TensorType.BOOL,
+}
 
 
-def linear_file(kernel=KERNEL, observation_shape=None, int8=False, with_action=True, signature="act"):
-    """A .tflite file with q = kernel @ observation, in float32 or in int8 from end to end."""
+def linear_file(kernel=KERNEL, observation_shape=None, int8=False, with_action=True, signature="act", mask=None):
+    """A .tflite file with q = kernel @ observation, in float32 or in int8 from end to end.
+
+    With `mask`, the dtype of its input `action_mask`, the action is the best of those that are allowed.
+    """
     model, graph = schema.ModelT(), schema.SubGraphT()
     model.version, model.buffers = 3, [schema.BufferT()]
     graph.tensors, graph.operators = [], []
@@ -57,22 +65,28 @@ def linear_file(kernel=KERNEL, observation_shape=None, int8=False, with_action=T
     q = tensor("q", (1, count), dtype, scale=0.5 if int8 else None, zero_point=-5)
     options = schema.FullyConnectedOptionsT()
     operator(schema.BuiltinOperator.FULLY_CONNECTED, [observation, weights, -1], [q], options, 8)
-    outputs = {"q": q}
+    outputs, inputs = {"q": q}, {"observation": observation}
+    compared = q
+    if mask is not None:
+        inputs["action_mask"] = tensor("action_mask", (1, count), mask)
+    if mask == "bool":
+        lowest = tensor("lowest", (1, count), "float32", np.full((1, count), np.finfo(np.float32).min, np.float32))
+        compared = tensor("allowed", (1, count), "float32")
+        operator(schema.BuiltinOperator.SELECT_V2, [inputs["action_mask"], q, lowest], [compared])
     if with_action:
         axis = tensor("axis", (1,), "int32", np.array([1], np.int32))
         action = tensor("action", (1,), "int32")
         options = schema.ArgMaxOptionsT()
         options.outputType = schema.TensorType.INT32
-        operator(schema.BuiltinOperator.ARG_MAX, [q, axis], [action], options, schema.BuiltinOptions.ArgMaxOptions)
+        operator(
+            schema.BuiltinOperator.ARG_MAX, [compared, axis], [action], options, schema.BuiltinOptions.ArgMaxOptions
+        )
         outputs["action"] = action
-    graph.inputs, graph.outputs = [observation], list(outputs.values())
+    graph.inputs, graph.outputs = list(inputs.values()), list(outputs.values())
     model.subgraphs = [graph]
     definition = schema.SignatureDefT()
     definition.signatureKey, definition.subgraphIndex = signature, 0
-    definition.inputs, definition.outputs = (
-        [named("observation", observation)],
-        [named(*item) for item in outputs.items()],
-    )
+    definition.inputs, definition.outputs = ([named(*item) for item in each.items()] for each in (inputs, outputs))
     model.signatureDefs = [definition]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -85,7 +99,9 @@ def named(name, index):
     return made
 
 
-def write_bundle(folder, shape=(4,), frame_shape=None, frame_stack=1, dtype="float32", start=0, count=2, **files):
+def write_bundle(
+    folder, shape=(4,), frame_shape=None, frame_stack=1, dtype="float32", start=0, count=2, mask=None, **files
+):
     """A bundle with the given variants; what is not the runtime's business is left out."""
     folder.mkdir(exist_ok=True)
     files = files or {"float": linear_file()}
@@ -100,7 +116,7 @@ def write_bundle(folder, shape=(4,), frame_shape=None, frame_stack=1, dtype="flo
             "frame_shape": list(frame_shape or shape),
             "frame_stack": frame_stack,
         },
-        "action": {"count": count, "start": start},
+        "action": {"count": count, "start": start} | ({} if mask is None else {"mask": mask}),
         "variants": {},
         "default": next(iter(files)),
         "files": {},
@@ -262,6 +278,138 @@ def test_the_variant_is_chosen_by_name_or_by_the_bundle(tmp_path):
     only = write_bundle(tmp_path / "c")
     with pytest.raises(BundleError, match="has no variant 'int8'; it has float"):
         Policy(only, "int8")
+
+
+# --- action masks ---------------------------------------------------------------------------------------------------
+
+MANY = np.random.default_rng(1).normal(0, 1, (5, 4)).astype(np.float32)  # [A, O], five actions
+MASKED_FILES = {
+    "float": linear_file(MANY, mask="bool"),
+    "without action": linear_file(MANY, with_action=False),
+    "int8": linear_file(np.round(MANY, 1), int8=True, with_action=False),
+}
+
+
+def masked_policy(folder, kind="float", **options):
+    return Policy(write_bundle(folder, count=5, mask=True, float=MASKED_FILES[kind], **options))
+
+
+def random_masks(count, num_actions=5, seed=2):
+    """`[count, A]`, each with at least one action allowed; every tenth allows all."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((count, num_actions)) < rng.random((count, 1))
+    masks[np.arange(count), rng.integers(0, num_actions, count)] = True
+    masks[::10] = True
+    return masks
+
+
+@pytest.mark.parametrize("kind", MASKED_FILES)
+def test_a_forbidden_action_is_never_taken_and_the_best_allowed_one_always(tmp_path, kind):
+    policy = masked_policy(tmp_path / "b", kind)
+    count = 100_000
+    seen, masks = observations(count), random_masks(count)
+    actions = policy.act_batch(seen, masks)
+    assert masks[np.arange(count), actions].all()
+    q = np.stack([policy.q_values(observation) for observation in seen]) if kind == "int8" else seen @ MANY.T
+    np.testing.assert_array_equal(actions, np.where(masks, q, -np.inf).argmax(axis=1))
+
+
+@pytest.mark.parametrize("kind", MASKED_FILES)
+def test_values_are_those_of_all_actions_whatever_is_allowed(tmp_path, kind):
+    policy = masked_policy(tmp_path / "b", kind)
+    for observation in observations(20):
+        before = policy.q_values(observation)
+        policy.act(observation, [0, 0, 1, 0, 0])
+        np.testing.assert_array_equal(policy.q_values(observation), before)
+
+
+@pytest.mark.parametrize("kind", MASKED_FILES)
+def test_every_way_of_writing_a_mask_means_the_same(tmp_path, kind):
+    policy = masked_policy(tmp_path / "b", kind)
+    for observation, mask in zip(observations(30), random_masks(30), strict=True):
+        expected = policy.act(observation, mask)
+        for given in (
+            *(mask.astype(dtype) for dtype in (np.int8, np.uint8, np.int32, np.int64)),
+            mask.tolist(),
+            tuple(mask.astype(int).tolist()),
+            np.repeat(mask, 2)[::2],
+            mask[::-1].astype(np.int8)[::-1],
+        ):
+            assert policy.act(observation, given) == expected
+
+
+@pytest.mark.parametrize("kind", MASKED_FILES)
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (np.ones(4, bool), "must have shape [5]; got [4]"),
+        (np.ones((1, 5), np.int8), "must have shape [5]; got [1, 5]: for a batch, use act_batch"),
+        (True, "must have shape [5]; got []"),
+        (np.ones(5, np.float32), "must hold booleans, or 0 and 1 as integers; got float32"),
+        (["a"] * 5, "must hold booleans, or 0 and 1 as integers; got <U1"),
+        (np.array([0, 1, 2, 0, 0], np.int8), "must hold booleans, or 0 and 1 as integers; got 2 at [2]"),
+        ([0, 1, 0, 0, -1], "must hold booleans, or 0 and 1 as integers; got -1 at [4]"),
+        (np.zeros(5, bool), "must allow at least one action; this one forbids all 5"),
+        (np.zeros(5, np.int8), "must allow at least one action; this one forbids all 5"),
+        ([0] * 5, "must allow at least one action; this one forbids all 5"),
+        ([[1], [2, 3]], "must be one array; got sequences of unequal lengths"),
+    ],
+)
+def test_what_is_no_mask_is_refused_by_a_sentence(tmp_path, kind, given, sentence):
+    policy = masked_policy(tmp_path / "b", kind)
+    for ask in (policy.act, policy.step):
+        with pytest.raises(ObservationError) as refusal:
+            ask(np.zeros(4, np.float32), given)
+        assert str(refusal.value) == f"an action mask {sentence}"
+
+
+def test_where_the_environment_offers_masks_a_decision_needs_one(tmp_path):
+    policy = masked_policy(tmp_path / "b")
+    assert policy.needs_mask
+    for ask in (policy.act, policy.step, lambda observation: policy.act_batch(observation[None])):
+        with pytest.raises(ObservationError, match=r"offers action masks, and a decision needs one of shape \[5\]"):
+            ask(np.zeros(4, np.float32))
+    with pytest.raises(ObservationError, match=r"must have shape \[4\]; got \[3\]"):
+        policy.act(np.zeros(3, np.float32))
+    with pytest.raises(ObservationError, match=r"masks of a batch must have shape \[3, 5\]; got \[2, 5\]"):
+        policy.act_batch(np.zeros((3, 4), np.float32), np.ones((2, 5), bool))
+
+
+def test_a_policy_that_needs_no_mask_takes_one_all_the_same(tmp_path):
+    policy = Policy(write_bundle(tmp_path / "b", count=5, float=linear_file(MANY)))
+    assert not policy.needs_mask
+    seen, masks = observations(200), random_masks(200)
+    np.testing.assert_array_equal(policy.act_batch(seen, masks), np.where(masks, seen @ MANY.T, -np.inf).argmax(axis=1))
+    np.testing.assert_array_equal(policy.act_batch(seen), (seen @ MANY.T).argmax(axis=1))
+
+
+def test_masks_go_with_frames_and_with_actions_that_begin_elsewhere(tmp_path):
+    bundle = write_bundle(
+        tmp_path / "b",
+        frame_shape=(2,),
+        frame_stack=2,
+        start=7,
+        count=5,
+        mask=True,
+        float=linear_file(MANY, mask="bool"),
+    )
+    policy, before = Policy(bundle), None
+    for frame, mask in zip(observations(30, width=2), random_masks(30), strict=True):
+        stacked = np.concatenate([frame if before is None else before, frame])
+        assert policy.step(frame, mask) == 7 + np.where(mask, MANY @ stacked, -np.inf).argmax()
+        before = frame
+
+
+@pytest.mark.parametrize(
+    ("content", "mask", "sentence"),
+    [
+        (linear_file(MANY, mask="bool"), False, r"takes an action mask, but policy.json says that there is none"),
+        (linear_file(MANY, mask="float32"), True, r"takes action masks of shape \[1, 5\] and dtype float32, but"),
+    ],
+)
+def test_a_file_that_does_not_fit_what_the_manifest_says_of_masks_is_refused(tmp_path, content, mask, sentence):
+    with pytest.raises(BundleError, match=sentence):
+        Policy(write_bundle(tmp_path / "b", count=5, mask=mask, float=content))
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------
