@@ -140,8 +140,8 @@ class AgentConfig:
     target_update_interval: int = _field(1_000, "gradient updates between target updates", 1)
     tau: float = _field(1.0, "share of the online network in a target update; 1 is a hard copy", high=1.0, above=0.0)
     num_atoms: int = _field(51, "categorical: atoms of the distribution (Bellemare et al. 2017)", 2, 1_001)
-    v_min: float = _field(-10.0, "categorical: the first atom, in units of return")
-    v_max: float = _field(10.0, "categorical: the last atom, in units of return")
+    v_min: float = _field(-10.0, "categorical: the first atom, in units of return", -1e6, 1e6)
+    v_max: float = _field(10.0, "categorical: the last atom, in units of return", -1e6, 1e6)
     num_quantiles: int = _field(
         32, "quantile: how many; implicit_quantile: levels drawn for each update (Dabney et al. 2018)", 2, 1_000
     )
@@ -524,17 +524,23 @@ def _layers(preset: Mapping[str, Any], shipped: Mapping[str, Any], env_id: str) 
     seen: set[str] = set()
     while True:
         tree = dict(preset)
-        about = tree.pop("preset", {})
-        environments = tree.pop("environments", {})
+        about = _section(tree.pop("preset", {}), "preset")
+        own = _section(tree.pop("environments", {}), "environments").get(env_id, {})
         general.insert(0, tree)
-        special.insert(0, environments.get(env_id, {}))
+        special.insert(0, _section(own, f"environments.{env_id}"))
         base = about.get("extends")
         if base is None:
             return [*general, *special]
-        if base not in shipped or base in seen:
+        if not isinstance(base, str) or base not in shipped or base in seen:
             raise UserError(f"a preset cannot extend {base!r}; {nearest(str(base), shipped)}")
         seen.add(base)
         preset = shipped[base]
+
+
+def _section(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} is a section and needs keys of its own; got {value!r}")
+    return dict(value)
 
 
 def change(config: Config, overrides: Iterable[str] = (), **sections: Mapping[str, Any] | Any) -> Config:

@@ -1,6 +1,7 @@
 """A configuration is typed and in range, or refused by a sentence that names the right key; it survives its file."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import re
@@ -55,7 +56,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key, nearest):
 
 
 def test_a_key_like_no_other_is_refused_with_those_of_its_section():
-    refused("unknown key 'replay.xyzzy'; choices: replay.capacity", replay={"xyzzy": 1})
+    keys = "replay.capacity, replay.prioritized, replay.priority_exponent, replay.importance_exponent"
+    refused(f"unknown key 'replay.xyzzy'; choices: {keys}", replay={"xyzzy": 1})
 
 
 @pytest.mark.parametrize(
@@ -332,21 +334,115 @@ def test_the_tree_of_a_configuration_shares_nothing_with_it():
 
 def test_every_shipped_preset_says_what_it_is_for_and_makes_a_configuration():
     shipped = config.presets()
-    assert "dqn" in shipped
+    assert {"dqn", "double"} <= set(shipped)
     for name, tree in shipped.items():
-        assert set(tree["preset"]) == {"description", "environments"}, name
-        assert isinstance(tree["preset"]["description"], str)
-        for env_id in [*tree["preset"]["environments"], "X-v0"]:
-            made = config.resolve(env_id, preset=name)
-            assert made.environment.id == env_id
-            assert "id" not in tree.get("environment", {})
+        about = tree["preset"]
+        assert {"description"} <= set(about) <= {"description", "extends", "environments"}, name
+        assert isinstance(about["description"], str)
+        assert about.get("extends", "dqn") in shipped
+        assert "id" not in tree.get("environment", {})
+    tuned = {env_id for tree in shipped.values() for env_id in tree.get("environments", {})}
+    assert "CartPole-v1" in tuned
+    for name, env_id in itertools.product(shipped, [*tuned, "X-v0"]):
+        assert config.resolve(env_id, preset=name).environment.id == env_id
 
 
-def test_an_environment_takes_the_preset_that_lists_it_and_all_others_the_general_one():
-    for env_id in {env_id for tree in config.presets().values() for env_id in tree["preset"]["environments"]}:
-        first = next(name for name, tree in config.presets().items() if env_id in tree["preset"]["environments"])
-        assert config.resolve(env_id) == config.resolve(env_id, preset=first)
-    assert config.resolve("Unheard-v0") == config.resolve("Unheard-v0", preset="dqn")
+def test_every_shipped_preset_turns_on_the_parts_that_its_paper_names():
+    def parts(name):
+        made = config.resolve("CartPole-v1", preset=name)
+        flags = {"double": made.agent.double, "dueling": made.network.dueling, "noisy": made.network.noisy}
+        flags |= {"prioritized": made.replay.prioritized, "munchausen": made.agent.munchausen}
+        return made.agent.head, made.agent.n_step, {flag for flag, on in flags.items() if on}
+
+    assert parts("dqn") == ("scalar", 1, set())
+    assert parts("double") == ("scalar", 1, {"double"})
+    assert parts("dueling") == ("scalar", 1, {"double", "dueling"})
+    assert parts("per") == ("scalar", 1, {"double", "prioritized"})
+    assert parts("munchausen")[0::2] == ("scalar", {"double", "munchausen"})
+    assert parts("c51")[0] == "categorical"
+    assert parts("qrdqn")[0] == "quantile"
+    assert parts("iqn")[0] == "implicit_quantile"
+    assert parts("rainbow") == ("categorical", 3, {"double", "dueling", "noisy", "prioritized"})
+    assert parts("btr")[0] == "implicit_quantile"
+    assert parts("btr")[2] >= {"dueling", "noisy", "prioritized", "munchausen"}
+
+
+def test_an_environment_takes_the_preset_that_lists_it_and_all_others_the_general_one(shipping):
+    shipping(own={"preset": {"environments": ["Mine-v0"]}, "seed": 5}, double={"preset": {}, "seed": 6})
+    assert config.resolve("Mine-v0").seed == 5
+    assert config.resolve("Unheard-v0").seed == 6
+
+
+@pytest.fixture
+def shipping(monkeypatch):
+    """Ships other presets than the real ones."""
+
+    def ship(**trees):
+        monkeypatch.setattr(config, "presets", lambda: trees)
+
+    return ship
+
+
+def test_a_preset_goes_over_the_one_that_it_extends_and_what_is_for_one_environment_over_what_is_for_all(shipping):
+    shipping(
+        low={
+            "seed": 1,
+            "agent": {"gamma": 0.1, "n_step": 2, "tau": 0.5},
+            "environments": {"Mine-v0": {"agent": {"n_step": 4, "tau": 0.25}, "threads": 3}},
+        },
+        middle={"preset": {"extends": "low"}, "agent": {"gamma": 0.2, "n_step": 3}},
+        high={
+            "preset": {"extends": "middle"},
+            "agent": {"gamma": 0.3},
+            "environments": {"Mine-v0": {"threads": 4}, "Other-v0": {"seed": 9}},
+        },
+    )
+    mine, any_other = (config.resolve(env_id, preset="high") for env_id in ("Mine-v0", "X-v0"))
+    assert (mine.seed, mine.agent.gamma, mine.agent.n_step, mine.agent.tau, mine.threads) == (1, 0.3, 4, 0.25, 4)
+    assert (any_other.seed, any_other.agent.n_step, any_other.agent.tau, any_other.threads) == (1, 3, 0.5, 0)
+    assert config.resolve("Other-v0", preset="high").seed == 9
+    assert config.resolve("Mine-v0", preset="middle").threads == 3
+
+
+def test_a_preset_of_ones_own_extends_a_shipped_one(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('seed = 3\n[preset]\nextends = "rainbow"\n[environments."CartPole-v1".agent]\nn_step = 5\n')
+    made = config.resolve("CartPole-v1", preset=str(file))
+    shipped = config.resolve("CartPole-v1", preset="rainbow")
+    assert config.differences(made, shipped) == ["agent.n_step", "seed"]
+
+
+def test_a_preset_that_extends_nothing_known_or_itself_is_refused(shipping):
+    shipping(
+        one={"preset": {"extends": "two"}},
+        two={"preset": {"extends": "one"}},
+        lost={"preset": {"extends": "tow"}},
+    )
+    for name, said in (("lost", "cannot extend 'tow'; did you mean 'two'"), ("one", "cannot extend 'two'")):
+        with pytest.raises(UserError, match=said):
+            config.resolve("X-v0", preset=name)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("preset = 3", "preset is a section"),
+        ("environments = 3", "environments is a section"),
+        ('[environments]\n"X-v0" = 3', "environments.X-v0 is a section"),
+        ("[preset]\nextends = [1]", r"cannot extend \[1\]"),
+    ],
+)
+def test_a_preset_of_ones_own_with_a_wrong_form_is_refused(tmp_path, text, said):
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        config.resolve("X-v0", preset=str(tmp_path / "own.toml"))
+
+
+@pytest.mark.parametrize("bounds", [(-math.inf, 10.0), (0.0, math.inf), (1.0, 1.0), (2.0, 1.0)])
+def test_atoms_need_two_different_finite_ends(bounds):
+    low, high = bounds
+    with pytest.raises(UserError, match=r"agent\.v_"):
+        config.Config().replace(agent={"v_min": low, "v_max": high})
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_and_all_others():

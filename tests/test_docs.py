@@ -296,7 +296,7 @@ def test_the_page_of_all_keys_is_that_of_the_configuration():
 def test_the_page_of_all_keys_has_a_row_for_each():
     shown = set(re.findall(r"^\| `([\w.]+)` ", CONFIGURATION.read_text(encoding="utf-8"), flags=re.MULTILINE))
     leaves = {key for key in config.all_keys() if not any(other.startswith(f"{key}.") for other in config.all_keys())}
-    schedules = {f"{section}.{key}" for section, key in (("optimizer", "learning_rate"), ("exploration", "epsilon"))}
+    schedules = {"optimizer.learning_rate", "exploration.epsilon", "replay.importance_exponent"}
     parts = {field.name for field in dataclasses.fields(config.Schedule)}
     expected = {key for key in leaves if key.rpartition(".")[0] not in schedules} | schedules | parts
     assert shown == expected
