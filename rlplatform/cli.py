@@ -1,8 +1,11 @@
 """The command line: parses, calls `rlplatform.api`, prints. Every error is one sentence."""
 
 import argparse
+import dataclasses
 import json
 import os
+import pathlib
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            name = "command" if isinstance(action, argparse._SubParsersAction) else argparse._get_action_name(action)
+            name = action.dest if isinstance(action, argparse._SubParsersAction) else argparse._get_action_name(action)
             raise UserError(f"unknown {name} {value!r}; {nearest(str(value), map(str, action.choices))}")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         args = _parser().parse_args(argv)
+        args.words = argv
         run: Callable[[Any], Result] = args.run
         code, result, text = run(args)
     except KeyboardInterrupt:
@@ -158,13 +162,74 @@ def _parser() -> Parser:
     verify.add_argument("--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)")
     verify.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
 
-    benchmark = _command(
-        commands, "benchmark", _benchmark, "measure", "rlplatform benchmark speed --task cartpole8 --json"
+    benchmark = commands.add_parser("benchmark", help="measure", description="Measure.", allow_abbrev=False)
+    benchmark.epilog = "example: rlplatform benchmark speed --task cartpole8 --json"
+    benchmark.set_defaults(parser=benchmark)
+    kinds = benchmark.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    speed = _command(
+        kinds,
+        "speed",
+        _benchmark_speed,
+        "env steps and updates a second while training",
+        "rlplatform benchmark speed --task cartpole8 --json",
     )
-    benchmark.add_argument("what", choices=["speed"], help="speed: env steps and updates a second while training")
-    benchmark.add_argument("--task", default="cartpole", help="what is trained (default cartpole)")
-    benchmark.add_argument("--steps", type=_positive, metavar="N", help="env steps; the task's own by default")
-    benchmark.add_argument("--seed", type=_number, default=1, metavar="S")
+    speed.add_argument("--task", default="cartpole", help="what is trained (default cartpole)")
+    speed.add_argument("--steps", type=_positive, metavar="N", help="env steps; the task's own by default")
+    speed.add_argument("--seed", type=_number, default=1, metavar="S", help="of the run (default 1)")
+
+    returns = _command(
+        kinds,
+        "returns",
+        _benchmark_returns,
+        "returns of environments x presets x seeds; the same command goes on with what is missing",
+        "rlplatform benchmark returns --envs CartPole-v1,Acrobot-v1 --presets dqn,qrdqn --seeds 10 "
+        "--out benchmarks/returns.json",
+    )
+    returns.add_argument("--envs", type=_names, metavar="LIST", help="environments, with commas between")
+    returns.add_argument("--presets", type=_names, metavar="LIST", help="presets' names or TOML files")
+    returns.add_argument("--seeds", type=_positive, default=10, metavar="N", help="training seeds (default 10)")
+    returns.add_argument("--first-seed", type=_number, default=0, metavar="S", help="the first of them (default 0)")
+    returns.add_argument(
+        "--episodes", type=_positive, default=100, metavar="N", help="greedy episodes of each policy (default 100)"
+    )
+    returns.add_argument(
+        "--processes", type=_positive, default=2, metavar="N", help="runs side by side, one core each (default 2)"
+    )
+    returns.add_argument("--steps", type=_positive, metavar="N", help="env steps of each run; the preset's by default")
+    returns.add_argument("--out", metavar="FILE", help="the JSON file of raw returns")
+    returns.add_argument("--overwrite", action="store_true", help="replace rows of --out that were made otherwise")
+    returns.add_argument("--table", metavar="FILE", help="only show the table of a file that is there")
+    returns.add_argument("--markdown", action="store_true", help="show the table in Markdown")
+    returns.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value over every preset"
+    )
+
+    sweep = _command(
+        commands,
+        "sweep",
+        _sweep,
+        "search for hyper-parameters with Optuna; the same command goes on with a search that was stopped",
+        "rlplatform sweep CartPole-v1 --trials 50 --preset dqn --steps 30000 --out sweeps/pole",
+    )
+    sweep.add_argument("env", metavar="ENV_ID", help="a registered id, module:id, or file.py:Name")
+    sweep.add_argument("--trials", type=_positive, required=True, metavar="N", help="trials in all")
+    sweep.add_argument("--preset", metavar="NAME", help="what trials start from, a preset or a TOML file")
+    sweep.add_argument("--steps", type=_positive, metavar="N", help="env steps of each run; the preset's by default")
+    sweep.add_argument(
+        "--seeds", type=_positive, default=1, metavar="K", help="training seeds of each trial, from 1000 on (default 1)"
+    )
+    sweep.add_argument(
+        "--episodes", type=_positive, default=50, metavar="N", help="fresh episodes for each seed (default 50)"
+    )
+    sweep.add_argument(
+        "--processes", type=_positive, default=1, metavar="N", help="trials side by side, one core each (default 1)"
+    )
+    sweep.add_argument("--space", metavar="FILE", help="a TOML file of what is varied (docs/benchmarks.md)")
+    sweep.add_argument("--seed", type=_number, default=0, metavar="S", help="of the sampler (default 0)")
+    sweep.add_argument("--out", required=True, metavar="DIR", help="the sweep's folder; it gets best.toml")
+    sweep.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value over the preset in every trial"
+    )
 
     listing = _command(commands, "list", _list, "name what there is", "rlplatform list presets")
     listing.add_argument("what", choices=["envs", "presets", "agents"])
@@ -189,6 +254,13 @@ def _number(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"at least 0 is needed; got {text}")
     return number
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"names with commas between are needed, like dqn,qrdqn; got {text!r}")
+    return names
 
 
 def _positive(text: str) -> int:
@@ -284,7 +356,7 @@ def _verify(args: Any) -> Result:
     return (0 if verified.passed else 1), verified.to_json(), verified.table()
 
 
-def _benchmark(args: Any) -> Result:
+def _benchmark_speed(args: Any) -> Result:
     _api()
     from rlplatform import speed
 
@@ -294,6 +366,69 @@ def _benchmark(args: Any) -> Result:
         f"over {result['env_steps']:,} steps"
     )
     return 0, result, text
+
+
+def _benchmark_returns(args: Any) -> Result:
+    from rlplatform import analysis, returns
+
+    if args.table is None:
+        missing = [option for option in ("envs", "presets", "out") if getattr(args, option) is None]
+        if missing:
+            raise UserError(
+                f"--{missing[0]} is missing; `rlplatform benchmark returns --help` shows an example, and --table FILE "
+                "shows what a file holds"
+            )
+        _api()
+        tree = returns.measure(
+            args.envs,
+            args.presets,
+            seeds=args.seeds,
+            first_seed=args.first_seed,
+            episodes=args.episodes,
+            processes=args.processes,
+            steps=args.steps,
+            out=pathlib.Path(args.out),
+            overrides=args.set,
+            overwrite=args.overwrite,
+            command=f"rlplatform {shlex.join(args.words)}",
+        )
+    elif args.envs or args.presets or args.out or args.set or args.steps or args.overwrite:
+        raise UserError("--table shows a file that is there and trains nothing; leave the other options out")
+    else:
+        tree = returns.read(pathlib.Path(args.table))
+    result = {
+        "file": args.table or args.out,
+        "runs": len(tree["runs"]),
+        "failed": tree["failed"],
+        "rows": [dataclasses.asdict(row) for row in analysis.rows(tree)],
+        "aggregates": [dataclasses.asdict(each) for each in analysis.aggregates(tree)],
+    }
+    return (1 if tree["failed"] and args.table is None else 0), result, analysis.as_table(tree, markdown=args.markdown)
+
+
+def _sweep(args: Any) -> Result:
+    _api()
+    from rlplatform import sweep
+
+    found = sweep.sweep(
+        args.env,
+        trials=args.trials,
+        out=pathlib.Path(args.out),
+        preset=args.preset,
+        steps=args.steps,
+        seeds=args.seeds,
+        episodes=args.episodes,
+        processes=args.processes,
+        space=None if args.space is None else pathlib.Path(args.space),
+        seed=args.seed,
+        overrides=args.set,
+    )
+    result = found._asdict() | {"out": str(found.out), "preset": str(found.preset)}
+    counts = ", ".join(f"{count} {state}" for state, count in found.trials.items())
+    lines = [f"{found.out}: {counts}; the best is trial {found.best}, mean return {found.value:.6g}"]
+    lines += [f"  {key} = {value}" for key, value in found.params.items()]
+    lines.append(f"train with it: rlplatform train {shlex.quote(args.env)} --preset {shlex.quote(str(found.preset))}")
+    return 0, result, "\n".join(lines)
 
 
 def _list(args: Any) -> Result:

@@ -1,8 +1,9 @@
-"""What can be said from finished episodes: robust averages, confidence intervals, comparisons.
+"""What can be said from finished episodes: robust averages, confidence intervals, comparisons, tables of returns.
 
 Numbers and files that runs have written come in; no TensorFlow, no environment and no agent may.
 """
 
+from rlplatform.analysis.scores import Aggregate, Row, aggregates, as_table, rows
 from rlplatform.analysis.statistics import (
     Comparison,
     Interval,
@@ -10,6 +11,20 @@ from rlplatform.analysis.statistics import (
     compare,
     interquartile_mean,
     mean,
+    stratified_bootstrap,
 )
 
-__all__ = ["Comparison", "Interval", "bootstrap", "compare", "interquartile_mean", "mean"]
+__all__ = [
+    "Aggregate",
+    "Comparison",
+    "Interval",
+    "Row",
+    "aggregates",
+    "as_table",
+    "bootstrap",
+    "compare",
+    "interquartile_mean",
+    "mean",
+    "rows",
+    "stratified_bootstrap",
+]

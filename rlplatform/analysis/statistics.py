@@ -100,6 +100,41 @@ def bootstrap(
     return Interval(float(statistic(values[None])[0]), float(low), float(high))
 
 
+def stratified_bootstrap(
+    scores: Sequence[Array],
+    statistic: Statistic = interquartile_mean,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap over training runs (Agarwal et al. 2021, section 4.1): runs are drawn within each task.
+
+    The statistic is that of all tasks' scores together, as the paper's interquartile mean over runs and tasks. With one
+    task it is the ordinary bootstrap over its runs.
+
+    Args:
+        scores: one `[S]` array of scores for each task (the stratum), a score for each training run; S may differ.
+        statistic: from `[R, E]` to `[R]`, E the scores of all tasks together.
+        confidence: as in `bootstrap`.
+        resamples: as in `bootstrap`.
+        seed: as in `bootstrap`.
+
+    Raises:
+        ValueError: there are no tasks, or one has no scores.
+    """
+    if not len(scores) or not all(len(task) for task in scores):
+        raise ValueError("a stratified bootstrap needs at least one score for each task")
+    return bootstrap(
+        np.concatenate([np.asarray(task, np.float64) for task in scores]),
+        statistic,
+        groups=np.repeat(np.arange(len(scores)), [len(task) for task in scores]),
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
 def compare(
     candidate: Array,
     reference: Array,

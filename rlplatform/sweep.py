@@ -1,0 +1,661 @@
+"""Hyper-parameter search with Optuna: trials in processes of their own, pruned on the way, kept in a journal.
+
+Optuna is imported at the first use: it comes with the extra `rlplatform[sweep]`.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tomli_w
+from tqdm import tqdm
+
+from rlplatform import config as configuration
+from rlplatform import envs, workers
+from rlplatform.config import Config, nearest
+from rlplatform.errors import RunError, UserError
+from rlplatform.workers import Ask, Done, Job
+
+FIRST_SEED = 1_000  # training seeds of trials: apart from 0 to 99, with which results are reported
+UPDATES_PER_STEP = "updates_per_step"  # no key of the configuration: gives training.gradient_steps
+JOURNAL, DESCRIPTION, TRIALS, BEST, SPACE = "journal.log", "sweep.json", "trials.jsonl", "best.toml", "space.toml"
+_RANGE = ("low", "high", "log", "step")
+
+Choice = bool | int | float | str | list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; whole numbers where both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+
+Entry = Range | list[Any]  # a range, or a list of choices
+Space = dict[str, Entry]
+
+
+class Found(NamedTuple):
+    """What a sweep has found.
+
+    Attributes:
+        out: its folder.
+        trials: those that have ended, by state: `complete`, `pruned` and `failed`.
+        best: number of the best trial.
+        value: its objective: mean return of the best policies over the training seeds.
+        params: what it was tried with, by key.
+        preset: the TOML file that `rlplatform train --preset` takes.
+    """
+
+    out: pathlib.Path
+    trials: dict[str, int]
+    best: int
+    value: float
+    params: dict[str, Any]
+    preset: pathlib.Path
+
+
+def sweep(
+    env_id: str,
+    *,
+    trials: int,
+    out: pathlib.Path,
+    preset: str | None = None,
+    steps: int | None = None,
+    seeds: int = 1,
+    episodes: int = 50,
+    processes: int = 1,
+    space: pathlib.Path | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> Found:
+    """Searches for the settings with the highest return, or goes on with a search that was stopped or killed.
+
+    The first trial is the preset as it is. A trial trains `seeds` agents one after the other, on seeds from 1000 on;
+    its objective is the mean return of their best policies over fresh episodes, averaged over the seeds. While it
+    trains, its evaluations are compared with those of other trials, and it is pruned where it stays below their median.
+
+    Args:
+        env_id: the environment.
+        trials: how many in all; a sweep that goes on may have more than before.
+        out: the sweep's folder. It gets `best.toml`, `trials.jsonl`, `space.toml` and Optuna's `journal.log`.
+        preset: what the trials start from; by default the environment's own.
+        steps: env steps of each run; the preset's by default.
+        seeds: training seeds of each trial.
+        episodes: fresh episodes for each seed.
+        processes: trials side by side. An operation uses one core, unless `overrides` say otherwise.
+        space: a TOML file with what is varied; `default_space` without it.
+        seed: of the sampler.
+        overrides: `key=value` texts over the preset, for every trial.
+
+    Raises:
+        UserError: Optuna is missing, a key is wrong, or `out` holds something else; nothing was trained.
+        RunError: no trial has come to its end, or `out` cannot be written.
+    """
+    optuna = _optuna()
+    base = configuration.resolve(env_id, preset, overrides, **_training(steps))
+    env = envs.make_single(base.environment)
+    try:
+        envs.spec_of(env)
+    finally:
+        env.close()
+    searched = default_space(base) if space is None else read_space(space, base)
+    check_space(searched, base)
+    description = {
+        "format": 1,
+        "config": configuration.to_toml(base),
+        "space": to_plain(searched),
+        "seeds": seeds,
+        "episodes": episodes,
+        "seed": seed,
+    }
+    _check_place(out, description)
+    with workers.exclusive(out):
+        _write(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        _write(out / SPACE, tomli_w.dumps(to_plain(searched)))
+        study = _study(optuna, out, base, seed)
+        _begin(optuna, study, searched, base)
+        asked: dict[str, Any] = {}  # the trials that are under way, by the names of their jobs
+
+        def jobs() -> Iterator[Job]:
+            while _count(optuna, study) < trials:
+                trial = _ask_for(optuna, study, searched)
+                arguments = (_folder(out, trial), configuration.to_toml(base), _params(trial), seeds, episodes)
+                asked[job := f"trial-{trial.number}"] = trial
+                yield Job(job, run_trial, arguments)
+
+        def answer(job: Job, message: tuple[int, float]) -> bool:
+            trial, (step, value) = asked[job.name], message
+            if step not in study.trials[trial.number].intermediate_values:  # else it was reported before a kill
+                trial.report(value, step)
+            return bool(trial.should_prune())
+
+        with _Bar(_count(optuna, study), trials) as bar:
+            for done in workers.run(jobs(), processes, out, answer):
+                trial = asked.pop(done.job.name)
+                _tell(optuna, study, trial, done)
+                _write_results(optuna, study, out, base)
+                shutil.rmtree(_folder(out, trial), ignore_errors=True)
+                if done.error is None:
+                    (out / f"{done.job.name}.log").unlink(missing_ok=True)
+                bar.told(study.trials[trial.number])
+        _write_results(optuna, study, out, base)
+        return _found(optuna, study, out)
+
+
+# --- the search space -----------------------------------------------------------------------------------------------
+
+
+def default_space(base: Config) -> Space:
+    """What is varied for DQN and its relatives, around the settings of a preset, which it always contains.
+
+    The update budget is bounded: `updates_per_step` goes from a quarter to twice that of the preset.
+    """
+    training, agent, exploration = base.training, base.agent, base.exploration
+    ratio = training.gradient_steps / training.train_interval
+    space: Space = {}
+    if base.optimizer.learning_rate.kind != "piecewise":
+        rate = base.optimizer.learning_rate.start
+        part = "" if base.optimizer.learning_rate.kind == "constant" else ".start"
+        space[f"optimizer.learning_rate{part}"] = Range(min(1e-4, rate), max(5e-3, rate), log=True)
+    space["training.batch_size"] = _with([32, 64, 128, 256], training.batch_size)
+    envs_together = base.environment.num_envs
+    space["training.train_interval"] = _with(
+        [max(1, round(n / envs_together)) * envs_together for n in (16, 64, 256)], training.train_interval
+    )
+    space[UPDATES_PER_STEP] = Range(ratio / 4, ratio * 2, log=True)
+    if agent.tau < 1.0:
+        space["agent.tau"] = Range(min(1e-3, agent.tau), max(5e-2, agent.tau), log=True)
+    else:
+        interval = agent.target_update_interval
+        space["agent.target_update_interval"] = Range(min(32, interval), max(2_048, interval), log=True)
+    space["agent.gamma"] = _with([0.97, 0.98, 0.99, 0.995, 0.999], agent.gamma)
+    space["agent.n_step"] = _with([1, 3, 5], agent.n_step)
+    if not base.network.noisy and exploration.epsilon.kind in ("linear", "exponential", "cosine"):
+        end, fraction = exploration.epsilon.end, exploration.epsilon.fraction
+        space["exploration.epsilon.end"] = Range(min(0.01, end), max(0.1, end), log=end > 0.0)
+        space["exploration.epsilon.fraction"] = Range(min(0.05, fraction), max(0.5, fraction))
+    if base.network.torso in ("auto", "mlp"):
+        units = [[64, 64], [128, 128], [256, 256]]
+        own = list(base.network.hidden_units)
+        space["network.hidden_units"] = units if own in units else [*units, own]
+    return space
+
+
+def read_space(path: pathlib.Path, base: Config) -> Space:
+    """The space of a TOML file: by key, a range `{low = 1e-4, high = 1e-2, log = true}` or a list of choices.
+
+    With `extends = "default"` the file's entries go over those of `default_space`, and `false` takes one out.
+
+    Raises:
+        UserError: the file is missing, is no TOML, or an entry is neither.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    extends = tree.pop("extends", None)
+    if extends not in (None, "default"):
+        raise UserError(f"a space can extend 'default' only; got {extends!r}")
+    space = default_space(base) if extends else {}
+    for key, value in _flat(tree):
+        if value is False and key in space:
+            del space[key]
+        else:
+            space[key] = _entry(key, value)
+    if not space:
+        raise UserError(f'{path} varies nothing; an entry looks like "agent.n_step" = [1, 3, 5]')
+    return space
+
+
+def check_space(space: Space, base: Config) -> None:
+    """Tries every entry's choices and ends, so that a wrong one is found before anything is trained.
+
+    Raises:
+        UserError: the first one that a run would refuse.
+    """
+    for key, entry in space.items():
+        for value in _probes(entry):
+            if key == UPDATES_PER_STEP:
+                if not isinstance(value, int | float) or not 0.0 < value <= 1_000.0:
+                    raise UserError(f"{UPDATES_PER_STEP} must be above 0 and at most 1000; got {value!r}")
+                continue
+            try:
+                applied(base, {key: value})
+            except UserError as error:
+                if str(error).startswith("unknown key"):
+                    known = [*configuration.all_keys(), UPDATES_PER_STEP]
+                    raise UserError(f"unknown key {key!r} in the space; {nearest(key, known)}") from None
+                raise UserError(f"in the space: {error}") from None
+    if UPDATES_PER_STEP in space and "training.gradient_steps" in space:
+        raise UserError(f"{UPDATES_PER_STEP} sets training.gradient_steps; vary one of the two")
+
+
+def _probes(entry: Entry) -> list[Any]:
+    """Values by which a wrong entry shows: all choices, or a range's ends and a number between them."""
+    if not isinstance(entry, Range):
+        return entry
+    between = entry.low + (entry.high - entry.low) / math.pi
+    return [entry.low, entry.high] + ([] if _whole(entry) else [between])
+
+
+def _whole(entry: Range) -> bool:
+    return isinstance(entry.low, int) and isinstance(entry.high, int)
+
+
+def applied(base: Config, params: Mapping[str, Any]) -> Config:
+    """`base` with a trial's parameters.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in params.items():
+        if key == UPDATES_PER_STEP:
+            continue
+        *path, leaf = key.split(".")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = value
+    config = configuration.change(base, **tree) if tree else base
+    if UPDATES_PER_STEP in params:
+        updates = max(1, round(params[UPDATES_PER_STEP] * config.training.train_interval))
+        config = configuration.change(config, training={"gradient_steps": updates})
+    return config
+
+
+def to_plain(space: Space) -> dict[str, Any]:
+    """The space in TOML's types."""
+    plain: dict[str, Any] = {}
+    for key, entry in space.items():
+        if isinstance(entry, Range):
+            table = {"low": entry.low, "high": entry.high}
+            plain[key] = table | ({"log": True} if entry.log else {}) | ({"step": entry.step} if entry.step else {})
+        else:
+            plain[key] = copy.deepcopy(entry)
+    return plain
+
+
+def _with(choices: list[Any], own: Any) -> list[Any]:
+    return sorted({*choices, own})
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and what they hold; a table of low and high is not gone into."""
+    for key, value in tree.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping) and not ("low" in value or "high" in value):
+            yield from _flat(value, name)
+        else:
+            yield name, value
+
+
+def _entry(key: str, value: Any) -> Entry:
+    if isinstance(value, list) and value:
+        return value
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{key} needs a list of choices like [1, 3, 5], or a range like {{low = 1e-4, high = 1e-2, log = true}}; "
+            f"got {value!r}"
+        )
+    for part in value:
+        if part not in _RANGE:
+            raise UserError(f"unknown part {part!r} of the range of {key}; {nearest(part, _RANGE)}")
+    low, high = value.get("low"), value.get("high")
+    if isinstance(low, bool) or not isinstance(low, int | float) or not isinstance(high, int | float):
+        raise UserError(f"the range of {key} needs low and high, both numbers; got {dict(value)}")
+    if not low < high or not math.isfinite(high - low):
+        raise UserError(f"the range of {key} needs low below high; got {low} and {high}")
+    if not isinstance(value.get("log", False), bool):
+        raise UserError(f"log must be true or false; got {value['log']!r} for {key}")
+    if value.get("log") and low <= 0:
+        raise UserError(f"the range of {key} needs low above 0 where log is true; got {low}")
+    step = value.get("step")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or step <= 0):
+        raise UserError(f"step must be a number above 0; got {step!r} for {key}")
+    if value.get("log") and step is not None:
+        raise UserError(f"the range of {key} can have log or step, not both")
+    return Range(low, high, bool(value.get("log", False)), step)
+
+
+# --- Optuna ---------------------------------------------------------------------------------------------------------
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise UserError("a sweep needs Optuna: pip install 'rlplatform[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _study(optuna: Any, out: pathlib.Path, base: Config, seed: int) -> Any:
+    """The study of a folder: this process alone writes its journal, since it holds the folder."""
+    journal = out / JOURNAL
+    if journal.exists():  # a kill may have cut the last line short, and left the lock
+        content = journal.read_bytes()
+        if not content.endswith(b"\n"):
+            journal.write_bytes(content[: content.rfind(b"\n") + 1])
+    for stale in out.glob(f"{JOURNAL}.lock*"):
+        stale.unlink(missing_ok=True)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    done = 0
+    if any(study.study_name == "sweep" for study in storage.get_all_studies()):
+        done = len(optuna.load_study(study_name="sweep", storage=storage).trials)
+    evaluations = base.training.total_steps // (base.evaluation.interval or base.training.total_steps)
+    return optuna.create_study(
+        study_name="sweep",
+        storage=storage,
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed + done),  # else it would draw its first trials again
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=evaluations // 4),
+    )
+
+
+def _begin(optuna: Any, study: Any, space: Space, base: Config) -> None:
+    """Queues the preset itself before the first trial, and again each trial that a kill has cut short."""
+    states = optuna.trial.TrialState
+    if not study.trials:
+        study.enqueue_trial(_own(space, base))
+    for trial in study.trials:
+        if trial.state == states.RUNNING:
+            study.tell(trial.number, state=states.FAIL)
+            again = trial.user_attrs.get("again", trial.number)
+            study.enqueue_trial(trial.params, user_attrs={"again": again, "before": trial.number})
+    queued = {trial.user_attrs.get("before") for trial in study.trials}
+    for trial in study.trials:  # a kill between the two lines above
+        if trial.state == states.FAIL and "error" not in trial.user_attrs and trial.number not in queued:
+            again = trial.user_attrs.get("again", trial.number)
+            study.enqueue_trial(trial.params, user_attrs={"again": again, "before": trial.number})
+
+
+def _own(space: Space, base: Config) -> dict[str, Any]:
+    """The preset's own values, in so far as the space contains them."""
+    own: dict[str, Any] = {}
+    tree = configuration.to_dict(base)
+    for key, entry in space.items():
+        value: Any = tree
+        if key == UPDATES_PER_STEP:
+            value = base.training.gradient_steps / base.training.train_interval
+        else:
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(entry, Range):
+            if isinstance(value, int | float) and entry.low <= value <= entry.high:
+                own[key] = value
+        elif value in entry:
+            own[key] = _encoded(value)
+    return own
+
+
+def _ask_for(optuna: Any, study: Any, space: Space) -> Any:
+    """The next trial; one that a kill has cut short knows what was reported of it before."""
+    trial = study.ask({key: _distribution(optuna, entry) for key, entry in space.items()})
+    before = trial.user_attrs.get("before")
+    if before is not None:
+        for step, value in study.trials[before].intermediate_values.items():
+            trial.report(value, step)
+    return trial
+
+
+def _distribution(optuna: Any, entry: Entry) -> Any:
+    if not isinstance(entry, Range):
+        return optuna.distributions.CategoricalDistribution([_encoded(choice) for choice in entry])
+    if _whole(entry):
+        step = 1 if entry.step is None else int(entry.step)
+        return optuna.distributions.IntDistribution(entry.low, entry.high, log=entry.log, step=step)
+    return optuna.distributions.FloatDistribution(entry.low, entry.high, log=entry.log, step=entry.step)
+
+
+def _encoded(choice: Any) -> Any:
+    """A choice as Optuna keeps it: texts and numbers as they are, lists and tables as JSON."""
+    return json.dumps(choice) if isinstance(choice, list | dict | str) else choice
+
+
+def _decoded(choice: Any) -> Any:
+    return json.loads(choice) if isinstance(choice, str) else choice
+
+
+def _folder(out: pathlib.Path, trial: Any) -> pathlib.Path:
+    """Where a trial trains; one that was cut short goes on where it was."""
+    return out / "runs" / f"trial-{trial.user_attrs.get('again', trial.number)}"
+
+
+def _tell(optuna: Any, study: Any, trial: Any, done: Done) -> None:
+    """Puts what came of a trial into the journal."""
+    if done.error is not None:
+        trial.set_user_attr("error", " ".join(done.error.split()))
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return
+    for key in ("seconds", "returns"):
+        trial.set_user_attr(key, done.result[key])
+    if done.result["pruned"]:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    else:
+        study.tell(trial, done.result["value"])
+
+
+def _count(optuna: Any, study: Any) -> int:
+    """The trials that count: all but those that wait, and those that a kill has cut short, which come again."""
+    waiting = optuna.trial.TrialState.WAITING
+    return sum(trial.state != waiting and _counts(optuna, trial) for trial in study.trials)
+
+
+# --- a trial, in a process of its own -------------------------------------------------------------------------------
+
+
+def run_trial(
+    folder: pathlib.Path, base: str, params: Mapping[str, Any], seeds: int, episodes: int, ask: Ask
+) -> dict[str, Any]:
+    """Trains and evaluates one agent for each seed, until it is pruned.
+
+    A step of the pruner is an evaluation: those of the first seed, then those of the second, and so on. Its value is
+    the mean over the seeds that are done and the newest evaluation of the one that is training.
+    """
+    from rlplatform import api
+    from rlplatform.training import Callback, RunControl
+
+    config = applied(configuration.from_dict(tomllib.loads(base)), params)
+    preset = folder / "trial.toml"
+    folder.mkdir(parents=True, exist_ok=True)
+    preset.write_text(tomli_w.dumps(_preset_tree(config)), encoding="utf-8")
+    interval = config.evaluation.interval or config.training.total_steps
+    a_seed = -(-config.training.total_steps // interval) + 1
+    returns: list[float] = []
+
+    class Pruning(Callback):
+        pruned = False
+
+        def on_evaluation(self, run: RunControl, evaluation: Any) -> None:
+            value = (sum(returns) + float(evaluation.returns.mean())) / (len(returns) + 1)
+            if ask((len(returns) * a_seed + run.step // interval, value)):
+                self.pruned = True
+                run.stop("pruned")
+
+        def state(self) -> dict[str, Any]:
+            return {"pruned": self.pruned}
+
+        def load_state(self, state: Mapping[str, Any]) -> None:
+            self.pruned = bool(state["pruned"])
+
+    begin = time.perf_counter()
+    pruning = Pruning()
+    for index in range(seeds):
+        seed = FIRST_SEED + index
+        run, outcome = api.session(
+            config.environment.id,
+            preset=str(preset),
+            seed=seed,
+            out=folder / f"seed-{seed}",
+            resume=True,
+            overrides=[] if config.threads else ["threads=1"],
+            callbacks=[pruning],
+            progress=False,
+        )
+        if outcome.signal:
+            raise RunError(f"{outcome.reason} at step {outcome.steps}")
+        if pruning.pruned:
+            break
+        returns.append(float(api.evaluate(run, episodes=episodes, seed=seed).evaluation.mean))
+    return {
+        "pruned": pruning.pruned,
+        "value": sum(returns) / len(returns) if returns else None,
+        "returns": returns,
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def _preset_tree(config: Config, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The whole configuration as a preset: without the environment's id and the seed, which `train` is given."""
+    tree = configuration.to_dict(config)
+    del tree["seed"], tree["environment"]["id"]
+    return ({"preset": dict(about)} if about else {}) | tree
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------
+
+
+def _training(steps: int | None) -> dict[str, Any]:
+    return {} if steps is None else {"training": {"total_steps": steps}}
+
+
+def _check_place(out: pathlib.Path, description: Mapping[str, Any]) -> None:
+    """A sweep needs a folder of its own, or the one of the same sweep.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out needs a folder that is new or empty")
+    path = out / DESCRIPTION
+    if not path.is_file():
+        foreign = sorted(it.name for it in out.iterdir() if not it.name.startswith(".")) if out.is_dir() else []
+        if foreign:
+            raise UserError(f"{out} is no sweep and not empty (it holds {foreign[0]}); choose another --out")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    changed = [key for key, value in description.items() if before.get(key) != value]
+    if "config" in changed:
+        try:
+            then, now = (configuration.from_dict(tomllib.loads(it["config"])) for it in (before, description))
+            keys = configuration.differences(then, now)
+        except (UserError, KeyError):
+            keys = ["config"]
+        changed = [*keys, *(key for key in changed if key != "config")]
+    if changed:
+        raise UserError(
+            f"{out} holds another sweep: {', '.join(changed[:4])} would change; go on with it without that, or choose "
+            "another --out"
+        )
+
+
+def _write_results(optuna: Any, study: Any, out: pathlib.Path, base: Config) -> None:
+    """`trials.jsonl`, a line for each trial that has ended, and the best one's preset."""
+    rows = [_row(optuna, trial) for trial in study.trials if trial.state.is_finished() and _counts(optuna, trial)]
+    _write(out / TRIALS, "".join(json.dumps(row) + "\n" for row in rows))
+    best = _best(optuna, study)
+    if best is None:
+        return
+    about = {
+        "description": f"found by a sweep of {base.environment.id}: trial {best.number}, mean return {best.value:.6g}"
+    }
+    _write(out / BEST, tomli_w.dumps(_preset_tree(applied(base, _params(best)), about)))
+
+
+def _row(optuna: Any, trial: Any) -> dict[str, Any]:
+    states = {optuna.trial.TrialState.COMPLETE: "complete", optuna.trial.TrialState.PRUNED: "pruned"}
+    row = {
+        "trial": trial.number,
+        "state": states.get(trial.state, "failed"),
+        "value": trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None,
+        "params": _params(trial),
+        "returns": trial.user_attrs.get("returns", []),
+        "evaluations": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
+        "seconds": trial.user_attrs.get("seconds"),
+    }
+    return row | ({"error": trial.user_attrs["error"]} if "error" in trial.user_attrs else {})
+
+
+def _params(trial: Any) -> dict[str, Any]:
+    """A trial's parameters as the configuration takes them."""
+    return {
+        key: _decoded(value) if hasattr(trial.distributions[key], "choices") else value
+        for key, value in trial.params.items()
+    }
+
+
+def _counts(optuna: Any, trial: Any) -> bool:
+    return trial.state != optuna.trial.TrialState.FAIL or "error" in trial.user_attrs
+
+
+def _best(optuna: Any, study: Any) -> Any:
+    complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    return max(complete, key=lambda trial: trial.value) if complete else None
+
+
+def _found(optuna: Any, study: Any, out: pathlib.Path) -> Found:
+    rows = [_row(optuna, trial) for trial in study.trials if trial.state.is_finished() and _counts(optuna, trial)]
+    counts = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "failed")}
+    best = _best(optuna, study)
+    if best is None:
+        why = f"; the last one: {rows[-1]['error']}" if rows and "error" in rows[-1] else ""
+        raise RunError(f"no trial of {len(rows)} has come to its end{why}")
+    return Found(out, counts, best.number, float(best.value), _params(best), out / BEST)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    from rlplatform.training.checkpoints import write_atomically
+
+    write_atomically(path, text)
+
+
+class _Bar:
+    """Trials with the time left, and a line for each that has ended."""
+
+    def __init__(self, done: int, trials: int) -> None:
+        self._bar = tqdm(
+            total=trials,
+            initial=min(done, trials),
+            unit=" trials",
+            dynamic_ncols=True,
+            disable=None,  # where standard error is no terminal, the lines are enough
+            file=sys.stderr,
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def told(self, trial: Any) -> None:
+        """A trial has ended."""
+        state = trial.state.name.lower()
+        if state == "complete":
+            words = f"mean return {trial.value:.6g}"
+        elif state == "pruned":
+            words = f"pruned at evaluation {max(trial.intermediate_values)}"
+        else:
+            words = f"failed: {trial.user_attrs['error']}"
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(f"trial {trial.number}: {words}", file=sys.stderr, flush=True)
+        self._bar.update()
