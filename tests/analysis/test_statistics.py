@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rlplatform.analysis import bootstrap, compare, interquartile_mean
+from rlplatform.analysis import bootstrap, compare, interquartile_mean, stratified_bootstrap
 from rlplatform.analysis.statistics import mean
 
 
@@ -96,3 +96,36 @@ def test_unpaired_returns_and_negative_margins_are_refused():
         compare(np.zeros(3), np.zeros(3), margin=-1.0)
     with pytest.raises(ValueError, match="at least one episode"):
         bootstrap(np.zeros(0))
+
+
+def test_the_stratified_bootstrap_agrees_with_a_plain_loop():
+    rng = np.random.default_rng(2)
+    scores = [rng.normal(0.3, 0.2, 5), rng.normal(0.9, 0.4, 8), np.array([0.1, 0.7])]
+    drawn = []
+    for _ in range(10_000):
+        picked = []
+        for task in scores:
+            picked += [task[rng.integers(len(task))] for _ in range(len(task))]
+        picked.sort()
+        drawn.append(sum(picked[3:-3]) / 9)  # 15 scores, of which 15 // 4 are left out at each end
+    interval = stratified_bootstrap(scores, resamples=10_000, seed=3)
+    together = sorted(np.concatenate(scores))
+    assert interval.estimate == pytest.approx(sum(together[3:-3]) / 9)
+    assert (interval.low, interval.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.01)
+
+
+def test_runs_of_one_task_never_stand_for_those_of_another():
+    scores = [np.zeros(3), np.ones(9)]  # drawn from all together, the mean would vary
+    interval = stratified_bootstrap(scores, mean)
+    assert (interval.low, interval.estimate, interval.high) == (0.75, 0.75, 0.75)
+
+
+def test_the_stratified_bootstrap_of_one_task_is_the_ordinary_one():
+    scores = np.random.default_rng(0).normal(size=10)
+    assert stratified_bootstrap([scores], seed=4) == bootstrap(scores, seed=4)
+
+
+def test_a_task_without_scores_is_refused():
+    for scores in ([], [np.ones(3), np.zeros(0)]):
+        with pytest.raises(ValueError, match="at least one score for each task"):
+            stratified_bootstrap(scores)
