@@ -1,5 +1,7 @@
 """Networks have the layers, shapes and values that their configuration names, and refuse the rest by a sentence."""
 
+import itertools
+import math
 import sys
 
 import numpy as np
@@ -9,13 +11,29 @@ import tf_keras as keras
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rlplatform.agents import networks
-from rlplatform.config import NetworkConfig
+from rlplatform.agents.layers import Dueling, NoisyDense, fresh_noise
+from rlplatform.config import Config, NetworkConfig
 from rlplatform.errors import UserError
 
+KINDS = ("value", "advantage")
+HEADS = ("scalar", "categorical", "quantile", "implicit_quantile")
+COUNTS = {"num_atoms": 5, "num_quantiles": 4}
 
-def built(shape=(5,), dtype="float32", num_actions=3, seed=0, **config):
+
+def built(shape=(5,), dtype="float32", num_actions=3, seed=0, training=False, head="scalar", **network):
     keras.utils.set_random_seed(seed)
-    return networks.build(NetworkConfig(**config), shape, dtype, num_actions)
+    config = Config().replace(network=network, agent={"head": head} | COUNTS)
+    return networks.build(config, shape, dtype, num_actions, training)
+
+
+def with_other_weights(network, seed=0):
+    """No weight is left at what it is at first; variances stay above 0."""
+    rng = np.random.default_rng(seed)
+    network.set_weights([rng.uniform(0.1, 0.9, weight.shape) * rng.choice([1, 1, -1]) for weight in network.weights])
+    for layer in network.layers:
+        if layer.name == "standardize":
+            layer.variance.assign(np.abs(layer.variance))
+    return network
 
 
 def of_layers(network):
@@ -46,7 +64,7 @@ def test_a_network_gives_one_value_per_action_in_float32(torso, shape, dtype, du
         assert q.shape == (count, 3)
         assert q.dtype == tf.float32
     assert of_layers(network)[-1] == "q"
-    assert isinstance(network.layers[-1], networks.Dueling if dueling else keras.layers.Dense)
+    assert isinstance(network.layers[-1], Dueling if dueling else keras.layers.Dense)
 
 
 def test_the_layers_have_the_names_that_others_look_for():
@@ -83,9 +101,9 @@ def test_other_numbers_are_left_as_they_are():
 
 def test_dueling_adds_the_advantage_over_its_mean_to_the_value():
     value, advantage = np.float32([[10.0], [-1.0]]), np.float32([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
-    q = networks.Dueling()((value, advantage))
+    q = Dueling()((value, advantage))
     assert_allclose(q, [[8.0, 9.0, 13.0], [-2.0, -2.0, 1.0]])
-    assert_allclose(networks.Dueling()((value, advantage + 7.0)), q, rtol=1e-6)
+    assert_allclose(Dueling()((value, advantage + 7.0)), q, rtol=1e-6)
 
 
 def test_a_dueling_network_is_its_two_streams_put_together():
@@ -116,6 +134,170 @@ def test_a_network_is_read_back_from_its_file(tmp_path, dueling):
     observation = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
     network.save(tmp_path / "network.keras")
     assert_array_equal(keras.models.load_model(tmp_path / "network.keras")(observation), network(observation))
+
+
+# --- heads, streams and flags ---------------------------------------------------------------------------------------
+
+
+FLAGS = ("dueling", "noisy", "layer_norm", "normalize_observations")
+COMBINATIONS = [
+    pytest.param(flags, marks=[] if sum(flags) % 2 else pytest.mark.slow)  # an odd number on: any three in all ways
+    for flags in itertools.product([False, True], repeat=len(FLAGS))
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("flags", COMBINATIONS)
+def test_both_networks_of_a_head_have_the_same_weights_in_the_same_order(head, flags):
+    """Weights of one are those of the other: their values agree, however they were made."""
+    network = {"hidden_units": (8, 7), "head": head} | dict(zip(FLAGS, flags, strict=True))
+    policy, raw = (built(training=training, **network) for training in (False, True))
+    assert [tuple(weight.shape) for weight in policy.weights] == [tuple(weight.shape) for weight in raw.weights]
+    names = [[weight.name.rpartition("/")[2] for weight in network.weights] for network in (policy, raw)]
+    assert names[0] == names[1]  # kernel, bias, gamma, ...
+    for one, other in zip(policy.get_weights(), raw.get_weights(), strict=True):
+        assert_array_equal(one, other)  # drawn from the same seed, too
+    with_other_weights(raw)
+    policy.set_weights(raw.get_weights())
+    observation = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
+    assert policy.output_shape == (None, 3)
+    assert_allclose(policy(observation), greedy_values(raw, observation, head), rtol=2e-4, atol=2e-5)
+
+
+def greedy_values(raw, observation, head):
+    """[B, A]: the expectation of what the training network gives, item by item and action by action."""
+    if head == "scalar":
+        assert raw.output_shape == (None, 3)
+        return raw(observation).numpy()
+    if head == "implicit_quantile":  # at all levels of the policy, four at a time
+        levels = (np.arange(64, dtype=np.float32) + 0.5) / 64
+        parts = [raw([observation, levels[None, at : at + 4]]).numpy() for at in range(0, 64, 4)]
+        assert parts[0].shape == (len(observation), 3, 4)
+        return np.concatenate(parts, axis=2).mean(axis=2)
+    output = raw(observation).numpy().astype(np.float64)
+    assert raw.output_shape[1:] == (3, 5 if head == "categorical" else 4)
+    values = np.zeros(output.shape[:2])
+    for item, action in np.ndindex(values.shape):
+        if head == "quantile":
+            values[item, action] = sum(output[item, action]) / 4
+        else:
+            chances = np.exp(output[item, action] - output[item, action].max())
+            values[item, action] = np.dot(chances / chances.sum(), [-10.0, -5.0, 0.0, 5.0, 10.0])
+    return values
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dueling", [False, True])
+def test_images_and_stacks_go_through_every_head(head, dueling):
+    frames = pictures((36, 36, 2), 2)
+    flags = {"dueling": dueling, "noisy": True, "layer_norm": True, "normalize_observations": True}
+    policy, raw = (built((36, 36, 2), "uint8", head=head, training=training, **flags) for training in (False, True))
+    assert policy(frames).shape == (2, 3)
+    assert_allclose(policy(frames), greedy_values(raw, frames, head), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_dueling_distribution_is_its_two_streams_put_together_atom_by_atom(head):
+    """Q_k(a) = V_k + A_k(a) - the mean of A_k over actions (Wang et al. 2016, eq. 9; Hessel et al. 2018)."""
+    network = with_other_weights(built(hidden_units=(8, 7), dueling=True, training=True, head=head))
+    rng = np.random.default_rng(0)
+    observation, tau = rng.normal(size=(4, 5)).astype(np.float32), np.float32([0.1, 0.4, 0.6, 0.97])
+    layers = {layer.name: [weight.numpy().astype(np.float64) for weight in layer.weights] for layer in network.layers}
+    count = {"scalar": 1, "categorical": 5}.get(head, 4)
+    expected = np.zeros((4, 3, count))
+    for item in range(4):
+        hidden = np.maximum(observation[item] @ layers["dense_0"][0] + layers["dense_0"][1], 0.0)
+        streams = {}
+        for kind, actions in (("value", 1), ("advantage", 3)):
+            kernel, bias = layers[f"{kind}_dense_1"]
+            stream = np.maximum(hidden @ kernel + bias, 0.0)
+            streams[kind] = np.zeros((actions, count))
+            for k in range(count):
+                features = stream
+                if head == "implicit_quantile":
+                    kernel, bias = layers[f"{kind}_quantiles"]
+                    cosines = [math.cos(math.pi * i * tau[k]) for i in range(64)]
+                    features = stream * np.maximum(np.dot(cosines, kernel) + bias, 0.0)
+                    kernel, bias = layers[f"{kind}_levels"]
+                    streams[kind][:, k] = features @ kernel + bias
+                else:
+                    kernel, bias = layers[kind]
+                    streams[kind][:, k] = (features @ kernel + bias).reshape(actions, count)[:, k]
+        for action in range(3):
+            mean = sum(streams["advantage"]) / 3
+            expected[item, action] = streams["value"][0] + streams["advantage"][action] - mean
+    inputs = [observation, tau[None]] if head == "implicit_quantile" else observation
+    output = network(inputs).numpy().reshape(4, 3, count)
+    assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_is_in_the_last_hidden_layers_and_the_outputs_alone():
+    for dueling, names in ((False, {"dense_1", "q"}), (True, {f"{k}{s}" for k in KINDS for s in ("_dense_1", "")})):
+        network = built(hidden_units=(8, 7), noisy=True, dueling=dueling)
+        assert {layer.name for layer in network.layers if isinstance(layer, NoisyDense)} == names
+        assert type(network.get_layer("dense_0")) is keras.layers.Dense
+        for layer in network.layers:
+            if isinstance(layer, NoisyDense):
+                assert_allclose(layer.kernel_sigma, 0.5 / math.sqrt(layer.inputs))
+    sigma = built(hidden_units=(4,), noisy=True, noisy_sigma=0.1).get_layer("q").bias_sigma
+    assert_allclose(sigma, 0.1 / 2)
+
+
+def test_layer_norm_stands_between_a_dense_layer_and_its_relu():
+    """Hidden layers alone are normalised; relu comes after, so that features are not negative."""
+    network = built(hidden_units=(8, 7), layer_norm=True)
+    stages = ["dense_0", "dense_0_norm", "dense_0_relu", "dense_1", "dense_1_norm", "dense_1_relu"]
+    assert of_layers(network) == ["observation", *stages, "q"]
+    with_other_weights(network)
+    features = np.random.default_rng(0).normal(size=(4, 5))
+    for index in range(2):
+        kernel, bias = (part.numpy().astype(np.float64) for part in network.get_layer(f"dense_{index}").weights)
+        gamma, beta = (part.numpy().astype(np.float64) for part in network.get_layer(f"dense_{index}_norm").weights)
+        rows = []
+        for row in features @ kernel + bias:
+            deviation = math.sqrt(sum((row - row.mean()) ** 2) / len(row) + 1e-3)
+            rows.append(
+                [max(g * (x - row.mean()) / deviation + b, 0.0) for x, g, b in zip(row, gamma, beta, strict=True)]
+            )
+        features = np.array(rows)
+    kernel, bias = network.get_layer("q").weights
+    observation = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    assert_allclose(network(observation), features @ kernel.numpy() + bias.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_observations_are_standardised_before_all_else_and_bytes_after_they_are_scaled():
+    network = built((2,), hidden_units=(2,), normalize_observations=True)
+    weights = ([1.0, -2.0], [4.0, 0.25], np.eye(2), np.zeros(2), np.ones((2, 1)) * [1, 2, 3], np.zeros(3))
+    network.set_weights([np.array(weight) for weight in weights])
+    x = [(5.0 - 1.0) / math.sqrt(4.0 + 1e-4), (-1.0 + 2.0) / math.sqrt(0.25 + 1e-4)]
+    assert_allclose(network(np.float32([[5.0, -1.0]])), [[sum(x), 2 * sum(x), 3 * sum(x)]], rtol=1e-5)
+    names = of_layers(built((6, 6, 1), "uint8", hidden_units=(2,), normalize_observations=True))
+    assert names[:3] == ["observation", "rescale", "standardize"]
+    statistics = built((5,), normalize_observations=True).get_layer("standardize")
+    assert not statistics.trainable_variables
+    assert len(statistics.non_trainable_variables) == 2
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_network_with_every_flag_is_read_back_from_its_file_and_cloned(tmp_path, head, training):
+    flags = {"dueling": True, "noisy": True, "layer_norm": True, "normalize_observations": True}
+    network = with_other_weights(built(hidden_units=(8, 7), head=head, training=training, **flags))
+    observation = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    implicit = training and head == "implicit_quantile"
+    inputs = [observation, np.float32([[0.1, 0.4, 0.6, 0.97]])] if implicit else observation
+    network.save(tmp_path / "network.keras")
+    again = keras.models.load_model(tmp_path / "network.keras")
+    clone = keras.models.clone_model(network)
+    clone.set_weights(network.get_weights())
+    seed = tf.constant([1, 2])
+    with fresh_noise(network, seed):
+        noisy = network(inputs)
+    assert np.abs(noisy - network(inputs)).max() > 1e-3
+    for other in (again, clone):
+        assert_array_equal(other(inputs), network(inputs))
+        with fresh_noise(other, seed):
+            assert_array_equal(other(inputs), noisy)
 
 
 # --- torsos -----------------------------------------------------------------------------------------------------------
