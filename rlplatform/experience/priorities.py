@@ -60,7 +60,8 @@ class SumTree(tf.Module):
             last = tf.reduce_max(tf.where(children > 0.0, tf.range(WIDTH), 0), axis=1)
             child = tf.minimum(tf.reduce_sum(tf.cast(passed, tf.int32), axis=1), last)
             chosen = tf.one_hot(child, WIDTH)
-            mass = mass - tf.reduce_sum(tf.where(tf.range(WIDTH) < child[:, None], children, 0.0), axis=1)
+            mass -= tf.reduce_sum(tf.where(tf.range(WIDTH) < child[:, None], children, 0.0), axis=1)
+            mass = tf.maximum(mass, 0.0)  # this sum and that of the product may differ in rounding
             index = index * WIDTH + child
         return index, tf.reduce_sum(children * chosen, axis=1)
 
