@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import warnings
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -12,11 +13,12 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import PassiveEnvChecker, TimeLimit
 
 from rlplatform.config import EnvironmentConfig
+from rlplatform.envs.adapter import Adaptation, Adapter, Described, VectorAdapter, adaptation_of
 from rlplatform.envs.entry_points import explained, loaded, parameters
+from rlplatform.envs.layout import notes
 from rlplatform.envs.naming import Factory, find, id_of
 from rlplatform.envs.serial import SerialVectorEnv
 from rlplatform.envs.single import FirstOfVector
-from rlplatform.envs.spaces import spec_of
 from rlplatform.errors import UserError
 
 NATIVE_FROM = 8
@@ -35,8 +37,12 @@ def make(config: EnvironmentConfig, factory: Factory | None = None) -> AnyVector
     """The training environments: `config.num_envs` side by side.
 
     All that is built here resets in NEXT_STEP mode. A class or function that makes a vector environment of its own is
-    taken as it is, in the mode that its `metadata["autoreset_mode"]` names. Gymnasium's checker watches the first reset
-    and step of environment 0 and warns of what is wrong there; the others go unwatched, for speed.
+    taken in the mode that its `metadata["autoreset_mode"]` names. Gymnasium's checker watches the first reset and step
+    of environment 0 and warns of what is wrong there; the others go unwatched, for speed.
+
+    What is made shows one Box and takes one Discrete action. Where an environment has other spaces, a wrapper turns
+    them into these (`spec_of` records how); where it has them, there is no wrapper. The first environment is reset
+    once, to see whether its info offers action masks.
 
     Args:
         config: which environment (`naming.find` says how it may be named), how many, and how they are run.
@@ -90,14 +96,23 @@ class Maker:
     parent: int | None = None  # the process that takes Ctrl-C, where the environment has a process of its own
 
     def __call__(self) -> AnyEnv:
-        """The environment, with its time limit."""
+        """The environment, with its time limit and supported spaces."""
         if self.parent is not None and self.parent != os.getpid():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent closes this one
         target = self.factory if self.factory is not None else find(self.config.id)
         if isinstance(target, EnvSpec):
-            return _registered(self.config, target, {}, self.check)
-        env = _call(self.config, target, {}, num_envs=None)
-        return _limited(self.config, _checked(env) if self.check else env)
+            env = _registered(self.config, target, {}, self.check)
+        else:
+            made = _call(self.config, target, {}, num_envs=None)
+            env = _limited(self.config, _checked(made) if self.check else made)
+        try:
+            env = _adapted(self.config, env)
+        except UserError:
+            env.close()
+            raise
+        if self.parent is not None and not hasattr(env, "adaptation"):
+            env.adaptation = None  # type: ignore[attr-defined]  # it is asked for across processes
+        return env
 
 
 def _vector(config: EnvironmentConfig, target: EnvSpec | Factory, factory: Factory | None) -> AnyVectorEnv:
@@ -116,6 +131,11 @@ def _vector(config: EnvironmentConfig, target: EnvSpec | Factory, factory: Facto
         if isinstance(made, gym.vector.VectorEnv):
             return _own_vector(config, target, made)
         first = _limited(config, _checked(made))
+        try:
+            first = _adapted(config, first)
+        except UserError:
+            first.close()
+            raise
     parent = os.getpid() if config.vectorization == "async" else None
     makers = [Maker(config, factory, check=index == 0, parent=parent) for index in range(config.num_envs)]
     if config.vectorization == "async":
@@ -237,13 +257,45 @@ def _checked(env: AnyEnv) -> AnyEnv:
 
 
 def _supported(config: EnvironmentConfig, env: E) -> E:
-    """`env`, if its spaces are."""
+    """`env`, with one Box to see and one Discrete to choose from: itself, where it has them."""
     try:
-        spec_of(env, config.id)
-    except UserError:
+        made: Any = _adapted_vector(config, env) if isinstance(env, gym.vector.VectorEnv) else _adapted(config, env)
+        adaptation: Adaptation | None = getattr(made, "adaptation", None)
+        for note in notes(adaptation.layout) if adaptation is not None else []:
+            warnings.warn(f"{config.id}: {note}", stacklevel=1)  # from one place, so that it is shown once
+    except BaseException:
         env.close()
         raise
-    return env
+    return made  # type: ignore[no-any-return]
+
+
+def _adapted(config: EnvironmentConfig, env: AnyEnv) -> AnyEnv:
+    """A single environment. Whether its info masks actions shows at its first reset, which is not here."""
+    if getattr(env, "adaptation", None) is not None:  # a vector of one is adapted already
+        return env
+    name = f"environment {config.id!r}"
+    needed = adaptation_of(env.observation_space, env.action_space, name)
+    return env if needed is None else Adapter(env, name)
+
+
+def _adapted_vector(config: EnvironmentConfig, env: AnyVectorEnv) -> AnyVectorEnv:
+    """A vector. One reset shows whether its info masks actions: of the first environment, or of all if it must be."""
+    if isinstance(env, SerialVectorEnv):
+        if env.adaptation is None or not env.adaptation.action_mask:
+            _, info = env.envs[0].reset(seed=0)
+            if "action_mask" in info:
+                env.adaptation = dataclasses.replace(env.adaptation or Adaptation(), action_mask=True)
+        return env
+    if isinstance(env, gym.vector.AsyncVectorEnv) and config.vectorization == "async":  # adapted one by one
+        needed: Adaptation | None = env.get_attr("adaptation")[0]
+        wrapper: type[Described | VectorAdapter] = Described
+    else:
+        name = f"environment {config.id!r}"
+        needed = adaptation_of(env.single_observation_space, env.single_action_space, name)
+        wrapper = VectorAdapter
+    if (needed is None or not needed.action_mask) and "action_mask" in env.reset(seed=0)[1]:
+        needed = dataclasses.replace(needed or Adaptation(), action_mask=True)
+    return env if needed is None else wrapper(env, needed)
 
 
 def _name(config: EnvironmentConfig, target: Factory) -> str:

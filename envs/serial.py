@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from rlplatform.envs.adapter import Adaptation
 from rlplatform.errors import UserError
 
 
@@ -43,6 +44,7 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.adaptation: Adaptation | None = getattr(first, "adaptation", None)  # what `Adapter` makes of each
         self._shape = (self.num_envs, *(self.single_observation_space.shape or ()))
         self._dtype = np.dtype(self.single_observation_space.dtype)
         self._over = [False] * self.num_envs  # the episode has ended: the next step resets
@@ -128,6 +130,10 @@ class SerialVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
                 raise UserError(
                     f"environment {index} differs in its spaces from environment 0: {env.observation_space} and "
                     f"{env.action_space}, not {first.observation_space} and {first.action_space}"
+                )
+            if getattr(env, "adaptation", None) != getattr(first, "adaptation", None):
+                raise UserError(
+                    f"environment {index} differs in its spaces from environment 0, before they are adapted"
                 )
         if len({id(env.unwrapped) for env in self.envs}) < self.num_envs:
             raise UserError(

@@ -6,16 +6,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rlplatform.envs.adapter import Adaptation, adaptation_of
+from rlplatform.envs.joint import ActionLayout
+from rlplatform.envs.layout import Layout
 from rlplatform.errors import UserError
-
-SUPPORTED = "supported are Box observations of numbers and Discrete actions"
-FLATTENS = (
-    gym.spaces.Discrete,
-    gym.spaces.MultiDiscrete,
-    gym.spaces.MultiBinary,
-    gym.spaces.Dict,
-    gym.spaces.Tuple,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +21,18 @@ class Spec:
         observation_dtype: `uint8` where the environment shows uint8, else `float32`, to which other numbers are cast.
         num_actions: A; the platform counts actions from 0 to A - 1.
         action_start: what the environment calls action 0; it is added before an action reaches the environment.
+        layout: how the environment's own observation becomes `[O...]` (see `envs.layout`); None: it is that already.
+        action_layout: how an action becomes one of several components (see `envs.joint`); None: it has just one.
+        action_mask: whether the environment says which actions are allowed.
     """
 
     observation_shape: tuple[int, ...]
     observation_dtype: str
     num_actions: int
     action_start: int = 0
+    layout: Layout | None = None
+    action_layout: ActionLayout | None = None
+    action_mask: bool = False
 
     def stacked_shape(self, frame_stack: int) -> tuple[int, ...]:
         """The shape that a network sees: the newest `frame_stack` frames joined along the last axis.
@@ -49,46 +49,40 @@ class Spec:
 
 
 def spec_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], name: str | None = None) -> Spec:
-    """The spec of one environment, or of each one inside a vector environment.
+    """The spec of one environment, or of each one inside a vector environment, as `make` and `make_single` give them.
+
+    Whether a single environment masks actions in its info is not known before its first reset; `action_mask` is then
+    false.
 
     Args:
         env: the environment.
         name: what messages call it; by default its id or its class.
 
     Raises:
-        UserError: the observation is no Box of numbers with at least one axis and no axis of size 0, or the action is
-            not Discrete.
+        UserError: its spaces are not supported, or are before `make` has adapted them.
     """
     prefix = "single_" if isinstance(env, gym.vector.VectorEnv) else ""
     observation: Any = getattr(env, f"{prefix}observation_space", None)
     action: Any = getattr(env, f"{prefix}action_space", None)
     name = f"environment {name or _name(env)!r}"
-    if not isinstance(observation, gym.spaces.Box):
-        wrapper = "gymnasium.wrappers.FlattenObservation"
-        advice = f"; {wrapper} turns them into a Box" if isinstance(observation, FLATTENS) else ""
-        raise UserError(f"{name} has observations of {_short(observation)}, and {SUPPORTED}{advice}")
-    if observation.dtype is None or observation.dtype.kind not in "fiub":
-        raise UserError(f"{name} has a Box of dtype {observation.dtype} as observation, and {SUPPORTED}")
-    if observation.shape == () or 0 in observation.shape:
+    adaptation: Adaptation | None = getattr(env, "adaptation", None)
+    if adaptation is None and adaptation_of(observation, action, name) is not None:
         raise UserError(
-            f"{name} has observations of shape {observation.shape}; supported is at least one axis and no axis of "
-            "size 0, such as (1,)"
+            f"{name} does not show one Box or take Discrete actions itself; rlplatform.envs.make and make_single give "
+            "environments that do"
         )
-    if not isinstance(action, gym.spaces.Discrete):
-        raise UserError(f"{name} takes actions of {_short(action)}, and {SUPPORTED}")
+    adaptation = adaptation or Adaptation()
     return Spec(
         observation_shape=tuple(int(size) for size in observation.shape),
         observation_dtype="uint8" if observation.dtype == np.uint8 else "float32",
         num_actions=int(action.n),
         action_start=int(action.start),
+        layout=adaptation.layout,
+        action_layout=adaptation.action_layout,
+        action_mask=adaptation.action_mask,
     )
 
 
 def _name(env: Any) -> Any:
     spec = getattr(env, "spec", None)
     return spec.id if spec is not None else type(env.unwrapped).__name__
-
-
-def _short(space: Any) -> str:
-    text = " ".join(str(space).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from rlplatform import envs
 from rlplatform.agents import Actor
+from rlplatform.agents.acting import masked
 from rlplatform.config import Config
 from rlplatform.experience import Block
 from rlplatform.training import schedules
@@ -31,6 +32,8 @@ class HostCollector:
     truncated step's own slot becomes the dead one, so that its episode is cut one step earlier, and a termination loses
     nothing, since no value is bootstrapped from what comes after it.
 
+    Where the environment offers action masks, the random and the greedy action are chosen among those that are allowed.
+
     Args:
         config: the run's.
         env: N vectorised environments, in any autoreset mode.
@@ -46,10 +49,12 @@ class HostCollector:
         self._blocks = 0  # the counter of this collector's random numbers
         self._chunk = -1
         self._draws: tuple[Array, Array]
+        self._num_masked = spec.num_actions if spec.action_mask else 0
         self._return, self._length = np.zeros(self._num_envs), np.zeros(self._num_envs, np.int64)
         self._cut = False
         self._frame: Array  # [N, O...], what the environments show now
-        self._frame, _ = envs.reset(env, self._seeds("train"))
+        self._frame, infos = envs.reset(env, self._seeds("train"))
+        self._mask = self._mask_of(infos)  # [N, A], the actions allowed there; None where all always are
         self._first = np.ones(self._num_envs, np.bool_)  # the next slot begins an episode
         self._over = np.zeros(self._num_envs, np.bool_)  # NEXT_STEP: the next slot is dead
 
@@ -68,32 +73,44 @@ class HostCollector:
             The block, in arrays that nothing else holds, and the episodes that ended in it.
         """
         steps, num_envs = self._config.block_steps, self._num_envs
-        block = Block.empty(steps, num_envs, self._spec.observation_shape, self._spec.observation_dtype)
+        block = Block.empty(
+            steps, num_envs, self._spec.observation_shape, self._spec.observation_dtype, self._num_masked
+        )
         truncated = np.zeros((steps, num_envs), np.bool_)
-        explore, random_action = self._exploration()
+        explore, drawn = self._exploration()
         all_explore: Array = np.asarray(explore.all(axis=1))
-        self._actor.load(weights)
+        self._actor.load(weights, draw=self._blocks)
         cut, self._cut = self._cut, False
         for t in range(steps):
             block.observation[t] = self._frame
+            if self._mask is not None:
+                block.action_mask[t] = self._mask
             observation = self._observed(block, truncated, t)
             if cut and t == 0:  # the environments of before are gone: this row only closes their episodes
-                self._frame, _ = envs.reset(self._env, self._seeds(f"train after {self._blocks} blocks"))
+                self._frame, infos = envs.reset(self._env, self._seeds(f"train after {self._blocks} blocks"))
+                self._mask = self._mask_of(infos)
                 truncated[t] = self._mode is not AutoresetMode.NEXT_STEP
                 continue
-            if all_explore[t]:
-                action = random_action[t]
-            else:
-                action = np.where(explore[t], random_action[t], self._actor.q_values(observation).argmax(axis=1))
+            action = drawn[t] if self._mask is None else _allowed(drawn[t], self._mask)
+            if not all_explore[t]:
+                q = masked(self._actor.q_values(observation), self._mask)
+                action = np.where(explore[t], action, q.argmax(axis=1))
             block.action[t] = action
             step = self._env.step(action + self._spec.action_start)
-            self._frame, block.reward[t], block.terminated[t], truncated[t], _ = step
+            self._frame, block.reward[t], block.terminated[t], truncated[t], infos = step
+            self._mask = self._mask_of(infos)
             if self._mode is AutoresetMode.DISABLED:
                 over = block.terminated[t] | truncated[t]
                 if over.any():
-                    self._frame, _ = self._env.reset(options={"reset_mask": over})
+                    self._frame, infos = self._env.reset(options={"reset_mask": over})
+                    if self._mask is not None:  # the others' infos came with the step
+                        self._mask = np.where(over[:, None], self._mask_of(infos), self._mask)
         self._blocks += 1
         return self._marked(block, truncated, cut)
+
+    def _mask_of(self, infos: dict[str, Any]) -> Array | None:
+        """[N, A] bool, the actions that are allowed now; None where the environment offers no masks."""
+        return envs.mask_of(infos, self._num_envs, self._num_masked) if self._num_masked else None
 
     def _observed(self, block: Block, truncated: Array, t: int) -> Array:
         """[N, S...], what the network sees in row t: the newest frames, joined within their episodes."""
@@ -132,9 +149,10 @@ class HostCollector:
         return envs.seeds(self._config.seed, self._num_envs, stream)
 
     def _exploration(self) -> tuple[Array, Array]:
-        """[T, N] bool, where to explore, and [T, N] int32, the random actions: one draw per environment and step.
+        """[T, N] bool, where to explore, and [T, N], what the random actions follow from.
 
-        Drawn for many blocks at once: making a generator costs more than a block's numbers.
+        That is one draw per environment and step: the action itself, int32, or, where actions are masked, a number from
+        0 to 1. Drawn for many blocks at once: making a generator costs more than a block's numbers.
         """
         shape = (self._config.block_steps, self._num_envs)
         at_once = max(1, DRAWN_AT_ONCE // (shape[0] * shape[1]))
@@ -143,7 +161,11 @@ class HostCollector:
             seed = np.random.SeedSequence([self._config.seed, chunk], spawn_key=(1,))
             rng = np.random.Generator(np.random.Philox(seed))
             draws = rng.random((at_once, *shape), np.float32)
-            actions = rng.integers(self._spec.num_actions, size=(at_once, *shape), dtype=np.int32)
+            actions: Array
+            if self._num_masked:
+                actions = rng.random((at_once, *shape))
+            else:
+                actions = rng.integers(self._spec.num_actions, size=(at_once, *shape), dtype=np.int32)
             self._chunk, self._draws = chunk, (draws, actions)
         draw, action = self._draws[0][place], self._draws[1][place]
         steps = self.steps + np.arange(shape[0]) * self._num_envs
@@ -172,6 +194,7 @@ class HostCollector:
             "env": envs.snapshot(self._env),
             "stack": self._stack,
             "frame": self._frame,
+            "mask": self._mask,
             "first": self._first,
             "over": self._over,
             "return": self._return,
@@ -187,7 +210,7 @@ class HostCollector:
             are closed with the last observation that they showed.
         """
         self._stack, self._frame, self._blocks = state["stack"], state["frame"], state["blocks"]
-        self._first, self._over = state["first"], state["over"]
+        self._first, self._over, self._mask = state["first"], state["over"], state["mask"]
         self._return, self._length = state["return"], state["length"]
         if state["env"] is None:
             self._cut = True
@@ -201,3 +224,14 @@ class HostCollector:
     def close(self) -> None:
         """Closes the environments."""
         self._env.close()
+
+
+def _allowed(draw: Array, mask: Array) -> Array:
+    """[N] actions, each with the same chance among those that are allowed.
+
+    Args:
+        draw: [N], from 0 to 1.
+        mask: [N, A] bool, true somewhere in every row.
+    """
+    place = np.floor(draw * mask.sum(axis=1))  # which one of the allowed
+    return (mask.cumsum(axis=1) > place[:, None]).argmax(axis=1)  # type: ignore[no-any-return]

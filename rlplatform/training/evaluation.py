@@ -7,12 +7,15 @@ import gymnasium as gym
 import numpy as np
 
 from rlplatform import envs
+from rlplatform.agents.acting import masked
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError
 
 Array = np.ndarray[Any, Any]
-Act = Callable[[Array], Array]
+Act = Callable[..., Array]
+"""From [n, S...] stacked observations to [n] actions, counted from 0; where the environment offers action masks, it
+takes them besides, [n, A] bool."""
 EPISODE_LIMIT = 100_000  # env steps after which an episode without a time limit of its own is cut
 SIDE_BY_SIDE = 32
 
@@ -50,7 +53,8 @@ def evaluate(
     An episode without a time limit is cut after 100,000 steps.
 
     Args:
-        act: [n, S...] stacked observations to [n] actions, counted from 0.
+        act: [n, S...] stacked observations to [n] actions, counted from 0. Where the environment offers action masks,
+            it is called with [n, A] bool besides, true where an action is allowed.
         environment: which environment; `num_envs` and `vectorization` do not matter.
         seeds: one per episode.
         factory: a Python callable that makes the environment, instead of `environment.id`.
@@ -84,19 +88,25 @@ def _play(
     stack = envs.Stack(spec, frame_stack, len(singles))
     frames = np.zeros((len(singles), *spec.observation_shape), spec.observation_dtype)
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    mask = np.ones((len(singles), spec.num_actions), np.bool_)
+    masks = spec.action_mask  # or the first infos say so
     waiting = iter(range(len(seeds)))
     playing = np.full(len(singles), -1)  # which episode each environment plays; -1: none
     begins = np.zeros(len(singles), np.bool_)
     finished = 0
 
-    def begin(slot: int) -> None:
+    def begin(slot: int) -> dict[str, Any]:
         playing[slot] = next(waiting, -1)
-        if playing[slot] >= 0:
-            frames[slot], _ = singles[slot].reset(seed=int(seeds[playing[slot]]))
-            begins[slot] = True
+        if playing[slot] < 0:
+            return {}
+        frames[slot], info = singles[slot].reset(seed=int(seeds[playing[slot]]))
+        begins[slot] = True
+        return info  # type: ignore[no-any-return]
 
     for slot in range(len(singles)):
-        begin(slot)
+        info = begin(slot)
+        masks |= "action_mask" in info
+        mask[slot] = envs.mask_row(info.get("action_mask"), spec.num_actions)
     while (live := np.flatnonzero(playing >= 0)).size:
         if not np.isfinite(frames[live]).all():
             episode = int(playing[next(slot for slot in live if not np.isfinite(frames[slot]).all())])
@@ -111,22 +121,29 @@ def _play(
         observation = stack.observation if live.size == len(singles) else stack.observation[live]
         if on_observation is not None:
             on_observation(observation)
-        for slot, action in zip(live.tolist(), act(observation), strict=True):
+        actions = act(observation, mask[live]) if masks else act(observation)
+        for slot, action in zip(live.tolist(), actions, strict=True):
             episode = int(playing[slot])
-            frames[slot], reward, terminated, truncated, _ = singles[slot].step(int(action) + spec.action_start)
+            frames[slot], reward, terminated, truncated, info = singles[slot].step(int(action) + spec.action_start)
             returns[episode] += float(reward)
             lengths[episode] += 1
             if terminated or truncated or lengths[episode] >= EPISODE_LIMIT:
                 finished += 1
                 if on_episode is not None:
                     on_episode(finished)
-                begin(slot)
+                info = begin(slot)
+            if masks:
+                mask[slot] = envs.mask_row(info.get("action_mask"), spec.num_actions)
     return Evaluation(returns, lengths, np.asarray(seeds, np.int64))
 
 
 def greedy(actor: Any) -> Act:
-    """The policy that takes the action of the largest Q-value; the lowest index where several are equal."""
-    return lambda observation: actor.q_values(observation).argmax(axis=1)
+    """The policy that takes the allowed action of the largest Q-value; the lowest index where several are equal."""
+
+    def act(observation: Array, action_mask: Array | None = None) -> Array:
+        return masked(actor.q_values(observation), action_mask).argmax(axis=1)  # type: ignore[no-any-return]
+
+    return act
 
 
 def record(

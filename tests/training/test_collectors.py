@@ -37,7 +37,7 @@ class Choosing:
     def __init__(self):
         self.seen, self.weights = [], []
 
-    def load(self, weights):
+    def load(self, weights, draw=None):
         self.weights.append(weights)
 
     def q_values(self, observation):
@@ -153,12 +153,12 @@ def assert_replay_gives_exactly_what_was_lived(replay, config, every, actions, r
     given = [replay.transitions(row, env)] if starts else []
     # As training gets them: so many that none of these few is left out.
     if starts:
-        given.append((sample or replay.sample)(20 * len(starts), tf.constant([1, rows], tf.int32)))
+        given.append((sample or replay.uniform)(20 * len(starts), tf.constant([1, rows], tf.int32)))
     # The stream may show a final observation also where nothing is bootstrapped from it.
     shown = {slot[:2] for slots in every for slot in slots if slot.dead and slot.step == slot.length}
     for batch in given:
         drawn = {}
-        for observation, *right, weight in zip(*(field.numpy().tolist() for field in batch), strict=True):
+        for observation, *right, weight in zip(*(field.numpy().tolist() for field in batch[:6]), strict=True):
             if weight > 0.0:
                 drawn.setdefault(tuple(map(int, observation[-3:])), set()).add((*observation, *flat(right)))
         assert drawn.keys() == expected.keys()  # nothing dead, lost or incomplete, and nothing left out
@@ -211,7 +211,7 @@ def test_the_compiled_programs_give_the_same_transitions(mode, num_envs):
     config = configured(num_envs, 9, 25, 3, 3)
     learner = Learner(config, envs.Spec((3,), "float32", ACTIONS, START), devices.strategy("cpu"))
     replay, actions = lived_through(config, mode, 7, replay=learner.replay, insert=learner.insert_block)
-    compiled = tf.function(replay.sample, jit_compile=True, autograph=False)
+    compiled = tf.function(replay.uniform, jit_compile=True, autograph=False)
     every = lived_by_all(config, 63, mode)
     assert_replay_gives_exactly_what_was_lived(replay, config, every, actions, 63, compiled)
 
@@ -244,7 +244,7 @@ def only(replay, observation):
     batch = replay.transitions(tf.constant(row), tf.constant(env))
     live = (batch.weight.numpy() > 0.0) & (batch.observation.numpy()[:, 1:] == observation).all(axis=1)
     assert live.sum() == 1
-    return [np.asarray(field)[live][0].tolist() for field in batch]
+    return [np.asarray(field)[live][0].tolist() for field in batch[:6]]
 
 
 def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not():
@@ -270,7 +270,7 @@ def test_without_a_final_observation_a_truncated_episode_counts_as_cut_one_step_
 def test_greedy_actions_are_chosen_on_the_stack_that_the_replay_gives(mode):
     config = configured(7, 9, 40, 1, 3, epsilon=0.0)
     replay, _ = lived_through(config, mode, 4)
-    batch = replay.sample(2_000, tf.constant([0, 0]))
+    batch = replay.uniform(2_000, tf.constant([0, 0]))
     live = batch.weight.numpy() > 0.0
     assert_array_equal(batch.action.numpy()[live], chosen(batch.observation.numpy()[live]))
 
@@ -406,7 +406,7 @@ def test_where_environments_cannot_be_saved_the_cut_episodes_end_as_if_truncated
     row, env = np.mgrid[0 : rows - n_step, 0:2].reshape(2, -1).astype(np.int32)
     batch = replay.transitions(tf.constant(row), tf.constant(env))
     old_steps = collections.Counter()
-    fields = (field.numpy().tolist() for field in batch)
+    fields = (field.numpy().tolist() for field in batch[:6])
     for start, old, _, reward, discount, new, weight in zip(row, *fields, strict=True):
         if weight == 0.0:
             continue
@@ -449,7 +449,7 @@ def test_images_of_two_axes_are_stacked_in_acting_as_in_learning():
     replay = Replay(90, 3, (2, 3), "uint8", n_step=1, frame_stack=2, gamma=GAMMA)
     for _ in range(2):
         replay.insert(collector.collect(np.zeros(1))[0])
-    batch = replay.sample(1_000, tf.constant([0, 0]))
+    batch = replay.uniform(1_000, tf.constant([0, 0]))
     live = batch.weight.numpy() > 0.0
     seen = batch.observation.numpy()[live]
     assert seen.dtype == np.uint8
