@@ -4,7 +4,7 @@ Knows networks, files and how they play. How files are laid out in a bundle, and
 """
 
 from rlplatform.compression.agreement import Agreement, gaps
-from rlplatform.compression.calibration import mixture, visited
+from rlplatform.compression.calibration import States, mixture, visited
 from rlplatform.compression.canonical import Canonical, canonical
 from rlplatform.compression.conversion import TARGETS, Files, Scaling, Target, convert, save
 from rlplatform.compression.gates import Gate
@@ -23,6 +23,7 @@ __all__ = [
     "Progress",
     "Row",
     "Scaling",
+    "States",
     "Target",
     "Verification",
     "canonical",

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlplatform.agents.acting import masked
+
 Array = np.ndarray[Any, Any]
 
 CLEAR = 2.0  # A gap of more than this many steps is one that int8 should see.
@@ -44,7 +46,10 @@ class Agreement(NamedTuple):
 
 
 def gaps(q: Array) -> Array:
-    """`[N]`: the best value less the second best of `[N, A]`; infinite where there is one action."""
+    """`[N]`: the best value less the second best of `[N, A]`; infinite where there is one action.
+
+    Actions that a mask forbids have the value minus infinity, from `agents.acting.masked`.
+    """
     if q.shape[1] < 2:
         return np.full(len(q), np.inf)
     best = np.partition(q, -2, axis=1)
@@ -57,12 +62,22 @@ def centred(q: Array) -> Array:
     return q - q.mean(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def step_of(q: Array, q_step: float) -> float:
-    """One step of int8 in units of value: 1/255 of the range of `[N, A]`, or the file's own where that is coarser."""
-    return max(q_step, float(np.ptp(centred(q))) / 255.0)
+def step_of(q: Array, q_step: float, masks: Array | None = None) -> float:
+    """One step of int8 in units of value: 1/255 of the range of `[N, A]`, or the file's own where that is coarser.
+
+    Under `masks` `[N, A]`, the range is that of the values of allowed actions: the others are never learned.
+    """
+    values = centred(q) if masks is None else centred(q)[masks]
+    return max(q_step, float(np.ptp(values)) / 255.0)
 
 
-def measure(expected: Array, given: Array, step: float, q_range: tuple[float, float] = (-np.inf, np.inf)) -> Agreement:
+def measure(
+    expected: Array,
+    given: Array,
+    step: float,
+    q_range: tuple[float, float] = (-np.inf, np.inf),
+    masks: Array | None = None,
+) -> Agreement:
     """Compares a file with its network.
 
     Args:
@@ -70,9 +85,11 @@ def measure(expected: Array, given: Array, step: float, q_range: tuple[float, fl
         given: `[N, A]`, the file's.
         step: one int8 step, in units of value.
         q_range: the least and the greatest value that the file can give.
+        masks: `[N, A]` bool, the actions that are allowed; all of them if None.
     """
-    gap = gaps(expected) / step if step > 0 else np.where(gaps(expected) > 0, np.inf, 0.0)
-    same = expected.argmax(axis=1) == given.argmax(axis=1)
+    allowed, allowed_given = masked(expected, masks), masked(given, masks)
+    gap = gaps(allowed) / step if step > 0 else np.where(gaps(allowed) > 0, np.inf, 0.0)
+    same = allowed.argmax(axis=1) == allowed_given.argmax(axis=1)
     clear = gap > CLEAR
     bounds = [0.0, *EDGES, np.inf]
     bins = []
@@ -81,13 +98,21 @@ def measure(expected: Array, given: Array, step: float, q_range: tuple[float, fl
         share = float(same[within].mean()) if within.any() else None
         bins.append(Bin(low, float(high) if np.isfinite(high) else None, int(within.sum()), share))
     network, file = np.clip(centred(expected[clear]), *q_range), centred(given[clear])
+    if masks is not None:
+        network, file = (_centred_among(values, masks[clear]) for values in (network, file))
     energy = float((network * network).sum())
     return Agreement(
         states=len(same),
         overall=float(same.mean()),
         clear_states=int(clear.sum()),
         clear=float(same[clear].mean()) if clear.any() else None,
-        tied=float((gaps(given)[clear] <= 0).mean()) if clear.any() else 0.0,
+        tied=float((gaps(allowed_given)[clear] <= 0).mean()) if clear.any() else 0.0,
         slope=float((network * file).sum() / energy) if energy > 0 else None,
         bins=tuple(bins),
     )
+
+
+def _centred_among(q: Array, masks: Array) -> Array:
+    """Each row less the mean of its allowed values; zero for those that are not allowed."""
+    kept = np.where(masks, q, 0.0)
+    return np.where(masks, q - kept.sum(axis=1, keepdims=True) / masks.sum(axis=1, keepdims=True), 0.0)

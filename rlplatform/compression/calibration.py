@@ -1,6 +1,6 @@
 """Observations that a policy meets: what ranges are calibrated on, and what files are compared on."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,13 @@ ON_POLICY = 0.8  # Share of what the greedy policy visits; the rest is from the 
 MOST_EPISODES = 4_096
 
 
+class States(NamedTuple):
+    """Observations, and the masks beside them."""
+
+    observations: Array  # [N, O...]
+    masks: Array | None  # [N, A] bool, where the environment offers masks
+
+
 class Reservoir:
     """A uniform sample of everything that was added, of at most `size` rows, in memory for twice as many.
 
@@ -26,29 +33,30 @@ class Reservoir:
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
         self._rng = np.random.default_rng(seed)
-        self._rows: list[Array] = []
+        self._rows: list[tuple[Array, ...]] = []
         self._keys: list[Array] = []
         self._held = 0
         self._threshold = np.inf
 
-    def add(self, rows: Array) -> None:
-        """Adds `[n, O...]` rows; those that are kept are copied."""
-        keys = self._rng.random(len(rows))
+    def add(self, observations: Array, masks: Array | None = None) -> None:
+        """Adds `[n, O...]` observations, and `[n, A]` masks always or never; those that are kept are copied."""
+        keys = self._rng.random(len(observations))
         chosen = keys < self._threshold
         if not chosen.any():
             return
-        self._rows.append(rows[chosen])
+        self._rows.append((observations[chosen],) if masks is None else (observations[chosen], masks[chosen]))
         self._keys.append(keys[chosen])
         self._held += int(chosen.sum())
         if self._held >= 2 * self.size:
             self._compact()
 
-    def rows(self) -> Array:
-        """`[M, O...]`, M at most `size`, in random order."""
+    def states(self) -> States:
+        """M of them, M at most `size`, in random order."""
         self._compact()
         if not self._rows:
             raise ValueError("nothing was added to the reservoir")
-        return self._rows[0]
+        observations, *masks = self._rows[0]
+        return States(observations, masks[0] if masks else None)
 
     def _compact(self) -> None:
         """Keeps the rows with the smallest keys."""
@@ -56,7 +64,8 @@ class Reservoir:
             return
         keys = np.concatenate(self._keys)
         order = np.argsort(keys)[: self.size]
-        self._rows, self._keys = [np.concatenate(self._rows)[order]], [keys[order]]
+        self._rows = [tuple(np.concatenate(column)[order] for column in zip(*self._rows, strict=True))]
+        self._keys = [keys[order]]
         self._held = len(order)
         if self._held == self.size:
             self._threshold = float(self._keys[0][-1])
@@ -69,31 +78,32 @@ def visited(
     seed: int,
     *,
     factory: Factory | None = None,
-) -> Array:
-    """`[M, O...]` observations of whole episodes under a policy, M at most `count`.
+) -> States:
+    """M states of whole episodes under a policy, M at most `count`.
 
     Args:
         act: the policy, as for `training.evaluate`.
         environment: where it plays.
-        count: how many observations; episodes are added until there are so many.
+        count: how many states; episodes are added until there are so many.
         seed: of the episodes and of the choice among what was seen.
         factory: as for `training.evaluate`.
     """
     reservoir = Reservoir(count, seed)
     seen = 0
 
-    def keep(observation: Array) -> None:
+    def watched(observations: Array, *masks: Array) -> Array:
         nonlocal seen
-        seen += len(observation)
-        reservoir.add(observation)
+        seen += len(observations)
+        reservoir.add(observations, *masks)
+        return act(observations, *masks)
 
     episodes = 8
     done = 0
     while seen < count and done < MOST_EPISODES:
         seeds = envs.seeds(seed, episodes, "calibration")[done:]
-        evaluate(act, environment, seeds, factory=factory, on_observation=keep)
+        evaluate(watched, environment, seeds, factory=factory)
         done, episodes = episodes, 2 * episodes
-    return reservoir.rows()
+    return reservoir.states()
 
 
 def mixture(on_policy: Array, replayed: Array, count: int, seed: int) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tf_keras as keras
 
-from rlplatform.agents.networks import Dueling
+from rlplatform.agents.layers import Dueling
 from rlplatform.compression import chain
 from rlplatform.compression.chain import Link
 from rlplatform.compression.dead_units import remove_dead_units

@@ -39,8 +39,9 @@ class Files(NamedTuple):
 
     Attributes:
         float_file: float32, signature `act`: `observation [1, O...]` to `action [1]` int32 and `q [1, A]` float32.
-        int8_file: for `cpu` the same signature over int8 weights; for `mcu`, int8 in and out, and no `action`: the
-            greatest of the int8 values is the action.
+            Under masks it also takes `action_mask [1, A]` bool, which `action` heeds and `q` does not.
+        int8_file: for `cpu` the same signature over int8 weights; for `mcu`, int8 in and out, no `action_mask` and no
+            `action`: the greatest of the int8 values, of those that are allowed, is the action.
         scaling: what is done to an observation before it enters the `mcu` file; None for images and for `cpu`.
         quantisation: how the int8 file came about, in words and numbers.
     """
@@ -51,7 +52,13 @@ class Files(NamedTuple):
     quantisation: dict[str, Any]
 
 
-def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation: Quantisation = "auto") -> Files:
+def convert(
+    model: Any,
+    calibration: Array,
+    target: Target = "cpu",
+    quantisation: Quantisation = "auto",
+    masks: Array | None = None,
+) -> Files:
     """Converts a canonical network.
 
     For `cpu`, `auto` takes dynamic int8 (int8 weights, float activations, no calibration), unless static int8 is
@@ -64,6 +71,7 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
         calibration: `[N, O...]` observations as the environment gives them, uint8 or float32, which the files take.
         target: what the int8 file is for.
         quantisation: how to make it.
+        masks: `[N, A]` bool, the actions that are allowed in `calibration`, where the environment offers masks.
 
     Raises:
         UserError: the target is unknown, or dynamic int8 is asked for a microcontroller.
@@ -87,6 +95,7 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
         "input": integer,
         "output_type": "int8" if target == "mcu" else "float32",
         "per_channel": per_channel,
+        "masked_actions": 0 if masks is None or target == "mcu" else masks.shape[1],
     }
     jobs = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
     if target == "cpu" and quantisation != "static":
@@ -95,8 +104,9 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
         jobs.append(static)
     with tempfile.TemporaryDirectory(prefix="rlplatform-") as name:
         folder = pathlib.Path(name)
-        save(model, observation_dtype, folder / "float")
-        save(scaled_model or model, "float32", folder / "static", action=target == "cpu")
+        save(model, observation_dtype, folder / "float", mask=masks is not None)
+        cpu = target == "cpu"
+        save(scaled_model or model, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
         np.save(folder / "calibration.npy", _representative(calibration, scaling))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         _run(folder)
@@ -104,11 +114,11 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
     expected = model(tf.cast(calibration, "float32"), training=False).numpy()
     named = None if scaling is None else scaling._asdict()
     refined = {
-        mode: refine(content, made["float"], named, calibration, expected)
+        mode: refine(content, made["float"], named, calibration, expected, masks)
         for mode, content in made.items()
         if mode != "float"
     }
-    method, reason = _choose({mode: content for mode, (content, _) in refined.items()}, calibration, expected)
+    method, reason = _choose({mode: content for mode, (content, _) in refined.items()}, calibration, expected, masks)
     content, refinements = refined[method]
     contents = inspection.read(content)
     details = {
@@ -126,7 +136,15 @@ def convert(model: Any, calibration: Array, target: Target = "cpu", quantisation
     return Files(made["float"], content, scaling, details)
 
 
-def save(model: Any, observation_dtype: str, path: pathlib.Path, *, action: bool = True, batch: int | None = 1) -> None:
+def save(
+    model: Any,
+    observation_dtype: str,
+    path: pathlib.Path,
+    *,
+    action: bool = True,
+    mask: bool = False,
+    batch: int | None = 1,
+) -> None:
     """Writes a SavedModel with the signature `act`.
 
     Args:
@@ -134,20 +152,24 @@ def save(model: Any, observation_dtype: str, path: pathlib.Path, *, action: bool
         observation_dtype: what `act` takes; it is cast to what the network takes.
         path: the folder to write.
         action: whether `act` gives `action [B]` int32 beside `q [B, A]`.
+        mask: whether `act` takes `action_mask [B, A]` bool, among which the action is the best.
         batch: B, or None for any.
 
     Raises:
         RunError: the folder cannot be written.
     """
-    specification = tf.TensorSpec((batch, *model.input_shape[1:]), observation_dtype, name="observation")
+    specifications = [tf.TensorSpec((batch, *model.input_shape[1:]), observation_dtype, name="observation")]
+    if mask:
+        specifications.append(tf.TensorSpec((batch, model.output_shape[-1]), tf.bool, name="action_mask"))
 
-    def act(observation: Any) -> dict[str, Any]:
+    def act(observation: Any, action_mask: Any = None) -> dict[str, Any]:
         q = model(tf.cast(observation, model.inputs[0].dtype), training=False)
-        return {"action": tf.argmax(q, axis=1, output_type=tf.int32), "q": q} if action else {"q": q}
+        allowed = tf.where(action_mask, q, q.dtype.min) if mask else q
+        return {"action": tf.argmax(allowed, axis=1, output_type=tf.int32), "q": q} if action else {"q": q}
 
     module = tf.Module()
     module.network = model  # Its variables are saved with it.
-    module.act = tf.function(act, input_signature=[specification], autograph=False)
+    module.act = tf.function(act, input_signature=specifications, autograph=False)
     try:
         tf.saved_model.save(module, str(path), signatures={"act": module.act})
     except tf.errors.OpError as error:
@@ -165,7 +187,7 @@ def _run(folder: pathlib.Path) -> None:
     raise RunError(f"the conversion to LiteRT failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
 
 
-def _choose(made: dict[str, bytes], observations: Array, q: Array) -> tuple[str, str]:
+def _choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array | None) -> tuple[str, str]:
     """Which int8 file to keep, and the sentence that says why."""
     if "dynamic" not in made:
         return "static", "int8 weights and activations, with ranges from calibration"
@@ -177,7 +199,7 @@ def _choose(made: dict[str, bytes], observations: Array, q: Array) -> tuple[str,
     )
     if "static" not in made or len(made["static"]) > WORTHWHILE * len(made["dynamic"]):
         return "dynamic", dynamic
-    found = {mode: _agreement(made[mode], observations, q) for mode in ("dynamic", "static")}
+    found = {mode: _agreement(made[mode], observations, q, masks) for mode in ("dynamic", "static")}
     as_good = found["static"].overall >= found["dynamic"].overall - AS_GOOD
     enough = found["static"].clear is None or found["static"].clear >= ENOUGH
     if enough and (nothing or as_good):
@@ -187,10 +209,10 @@ def _choose(made: dict[str, bytes], observations: Array, q: Array) -> tuple[str,
     )
 
 
-def _agreement(content: bytes, observations: Array, q: Array) -> agreement.Agreement:
+def _agreement(content: bytes, observations: Array, q: Array, masks: Array | None) -> agreement.Agreement:
     graph, contents = open_graph(content, "the converted file"), inspection.read(content)
     given = np.stack([graph.q_values(observation) for observation in observations])
-    return agreement.measure(q, given, agreement.step_of(q, contents.q_step), contents.q_range)
+    return agreement.measure(q, given, agreement.step_of(q, contents.q_step, masks), contents.q_range, masks)
 
 
 def _input_scaling(calibration: Array) -> Scaling:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlplatform.agents.acting import masked
 from rlplatform.analysis import Comparison, interquartile_mean
 from rlplatform.compression import agreement
 from rlplatform.compression.agreement import Agreement
@@ -36,7 +37,9 @@ class Gate(NamedTuple):
     sentence: str
 
 
-def algebra(network_q: Array, golden_q: Array, golden_actions: Array, is_centred: bool) -> Gate:
+def algebra(
+    network_q: Array, golden_q: Array, golden_actions: Array, is_centred: bool, masks: Array | None = None
+) -> Gate:
     """Whether the canonical network, by its golden values, is the network.
 
     Args:
@@ -44,13 +47,15 @@ def algebra(network_q: Array, golden_q: Array, golden_actions: Array, is_centred
         golden_q: `[N, A]`, the canonical network's.
         golden_actions: `[N]`, the network's actions when the bundle was written.
         is_centred: whether the canonical network's rows have mean zero.
+        masks: `[N, A]` bool, the actions that are allowed; all of them if None.
     """
     expected = agreement.centred(network_q) if is_centred else network_q.astype(np.float64)
     scale = _scale(network_q, golden_q)
     error = float(np.abs(expected - golden_q).max()) / scale
-    clear = agreement.gaps(network_q) > CONVERTER * scale
-    actions = network_q.argmax(axis=1)
-    other = int(((actions != golden_q.argmax(axis=1)) | (actions != golden_actions))[clear].sum())
+    allowed = masked(network_q, masks)
+    clear = agreement.gaps(allowed) > CONVERTER * scale
+    actions = allowed.argmax(axis=1)
+    other = int(((actions != masked(golden_q, masks).argmax(axis=1)) | (actions != golden_actions))[clear].sum())
     return Gate(
         "algebra",
         "network",
@@ -60,7 +65,9 @@ def algebra(network_q: Array, golden_q: Array, golden_actions: Array, is_centred
     )
 
 
-def converter(file: str, network_q: Array, golden_q: Array, file_q: Array, file_actions: Array) -> Gate:
+def converter(
+    file: str, network_q: Array, golden_q: Array, file_q: Array, file_actions: Array, masks: Array | None = None
+) -> Gate:
     """Whether the float32 file computes the canonical network, and answers with its action.
 
     Args:
@@ -69,11 +76,13 @@ def converter(file: str, network_q: Array, golden_q: Array, file_q: Array, file_
         golden_q: `[N, A]`, the canonical network's.
         file_q: `[N, A]`.
         file_actions: `[N]`.
+        masks: `[N, A]` bool, the actions that are allowed; all of them if None.
     """
     scale = _scale(network_q, golden_q)
     error = float(np.abs(golden_q - file_q).max()) / scale
-    clear = agreement.gaps(golden_q) > 2 * CONVERTER * scale
-    other = int((golden_q.argmax(axis=1) != file_actions)[clear].sum())
+    allowed = masked(golden_q, masks)
+    clear = agreement.gaps(allowed) > 2 * CONVERTER * scale
+    other = int((allowed.argmax(axis=1) != file_actions)[clear].sum())
     return Gate(
         "converter",
         file,

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from ai_edge_litert import schema_py_generated as schema
 
-BRIDGES = frozenset({"QUANTIZE", "DEQUANTIZE", "ARG_MAX", "CAST"})  # May see floats in a file of int8 activations.
+# May see floats in a file of int8 activations; SELECT_V2 puts an action mask over its values.
+BRIDGES = frozenset({"QUANTIZE", "DEQUANTIZE", "ARG_MAX", "CAST", "SELECT_V2"})
 
 
 class Contents(NamedTuple):

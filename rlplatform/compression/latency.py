@@ -1,7 +1,7 @@
 """How long one decision takes, in a tight loop."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,12 @@ BLOCKS = 7
 BLOCK_SECONDS = 0.02
 
 
-def microseconds(act: Callable[[Array], Any], observations: Array) -> float:
+def microseconds(act: Callable[[Any], Any], observations: Sequence[Any] | Array) -> float:
     """The median, over blocks of calls, of the mean time of a call.
 
     Args:
-        act: decides for one observation `[O...]`.
-        observations: `[N, O...]`, which are gone through in turn.
+        act: decides for one observation.
+        observations: N of them, which are gone through in turn.
     """
     turns = list(observations)
     for index in range(WARM_UP):
@@ -29,7 +29,7 @@ def microseconds(act: Callable[[Array], Any], observations: Array) -> float:
     return float(np.median([_seconds(act, block) / size for _ in range(BLOCKS)])) * 1e6
 
 
-def _seconds(act: Callable[[Array], Any], block: Iterable[Array]) -> float:
+def _seconds(act: Callable[[Any], Any], block: Iterable[Any]) -> float:
     start = time.perf_counter()
     for observation in block:
         act(observation)

@@ -24,6 +24,7 @@ class Golden(NamedTuple):
     observations: Array  # [N, O...]
     q: Array  # [N, A] float32, the canonical network's
     actions: Array  # [N] int64, the network's own, counted from 0
+    masks: Array | None = None  # [N, A] bool, where the environment offers masks: what was allowed
 
 
 class Network:
@@ -32,15 +33,29 @@ class Network:
     def __init__(self, path: pathlib.Path) -> None:
         self._module = tf.saved_model.load(str(path))
         self._act = self._module.signatures["act"]
+        self._takes_mask = "action_mask" in self._act.structured_input_signature[1]
+        self._num_actions = int(self._act.structured_outputs["q"].shape[1])
 
     def q_values(self, observations: Array) -> Array:
         """`[N, A]` float32 for `[N, O...]`."""
         batches = [observations[start : start + BATCH] for start in range(0, len(observations), BATCH)]
-        return np.concatenate([self._act(observation=tf.constant(batch))["q"].numpy() for batch in batches])
+        return np.concatenate([self._answer(batch)["q"].numpy() for batch in batches])
 
-    def act(self, observation: Array) -> int:
-        """The greedy action for one observation `[O...]`, as a program that uses TensorFlow would ask for it."""
-        return int(self._act(observation=tf.constant(observation[None]))["action"].numpy()[0])
+    def act(self, observation: Array, mask: Array | None = None) -> int:
+        """The greedy action for one observation `[O...]`, as a program that uses TensorFlow would ask for it.
+
+        Args:
+            observation: as the environment gives it.
+            mask: `[A]` bool, for a network that takes one; all actions are allowed if None.
+        """
+        return int(self._answer(observation[None], None if mask is None else mask[None])["action"].numpy()[0])
+
+    def _answer(self, observations: Array, masks: Array | None = None) -> dict[str, Any]:
+        inputs = {"observation": tf.constant(observations)}
+        if self._takes_mask:
+            all_allowed = np.ones((len(observations), self._num_actions), np.bool_)
+            inputs["action_mask"] = tf.constant(all_allowed if masks is None else masks)
+        return self._act(**inputs)  # type: ignore[no-any-return]
 
 
 def open_bundle(folder: pathlib.Path) -> dict[str, Any]:
@@ -78,7 +93,7 @@ def network_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Network:
 def golden_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Golden:
     """The golden states in a bundle."""
     with np.load(io.BytesIO(read_file(folder, manifest, GOLDEN))) as file:
-        return Golden(file["observations"], file["q"], file["actions"])
+        return Golden(file["observations"], file["q"], file["actions"], file.get("masks"))
 
 
 def environment_of(manifest: dict[str, Any]) -> EnvironmentConfig:

@@ -1,4 +1,4 @@
-"""What is done to an int8 file after the converter: three edits that cost nothing to run and decide whether it plays.
+"""What is done to an int8 file after the converter: edits that cost nothing to run and decide whether it plays.
 
 Neighbouring states of a policy differ by little, so the error that int8 makes in them is nearly the same in all: it
 shifts the values of the actions against each other, and where gaps are small that decides. The shift is measured on
@@ -12,6 +12,7 @@ import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from rlplatform.agents.acting import masked
 from rlplatform.compression import inspection
 from rlplatform.runtime import open_graph
 
@@ -22,7 +23,12 @@ _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
 
 
 def refine(
-    int8_file: bytes, float_file: bytes, scaling: dict[str, Array] | None, observations: Array, q: Array
+    int8_file: bytes,
+    float_file: bytes,
+    scaling: dict[str, Array] | None,
+    observations: Array,
+    q: Array,
+    masks: Array | None = None,
 ) -> tuple[bytes, list[str]]:
     """The file after all edits that fit it, and one sentence for each.
 
@@ -32,6 +38,7 @@ def refine(
         scaling: as for `runtime.open_graph`.
         observations: `[N, O...]`, calibration states.
         q: `[N, A]`, the network's values there.
+        masks: `[N, A]` bool, the actions that are allowed there; all of them if None.
     """
     done: list[str] = []
     content = int8_file
@@ -42,10 +49,12 @@ def refine(
         content = float_first_layer(content, float_file)
         if content is not int8_file:
             done.append("kept the first layer in float32")
+    if contents.static and masks is not None:
+        content = select_in_float(content)
     q = q.astype(np.float64)
     is_centred = bool(np.abs(q.mean(axis=1)).max() <= 1e-4 * np.abs(q).max())
     if contents.static and is_centred and _head(_read(content)) is not None:
-        limit = obvious(q)
+        limit = obvious(q, masks)
         narrower = narrow_range(content, limit) if limit > 0 else content
         if narrower is not content:
             done.append(f"cut the values off at {limit:.3g}, beyond which they decide nothing")
@@ -89,6 +98,38 @@ def float_first_layer(int8_file: bytes, float_file: bytes) -> bytes:
     return _written(model)
 
 
+def select_in_float(content: bytes) -> bytes:
+    """A static int8 file that applies its mask to the values in float, if it takes one.
+
+    The converter does it in int8, where what is forbidden gets the least value that int8 has. An allowed action may
+    have that too, and then the forbidden one would be taken.
+
+    Args:
+        content: from static quantisation.
+    """
+    model = _read(content)
+    graph = model.subgraphs[0]
+    q = _signature(model.signatureDefs[0].outputs)["q"]
+    mask = _signature(model.signatureDefs[0].inputs).get("action_mask")
+    select = next((operator for operator in graph.operators if mask is not None and operator.inputs[0] == mask), None)
+    if select is None or select.inputs[1] == q:
+        return content
+    lowest = schema.TensorT()
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.finfo(np.float32).min.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    lowest.name, lowest.shape, lowest.buffer = b"lowest", [1], len(model.buffers) - 1
+    lowest.type = schema.TensorType.FLOAT32
+    graph.tensors.append(lowest)
+    allowed = graph.tensors[select.outputs[0]]
+    allowed.type, allowed.quantization = schema.TensorType.FLOAT32, None
+    select.inputs = [mask, q, len(graph.tensors) - 1]
+    makes_q = next(operator for operator in graph.operators if operator.outputs[0] == q)
+    graph.operators.remove(makes_q)
+    graph.operators.insert(graph.operators.index(select), makes_q)
+    return _written(model)
+
+
 def narrow_range(content: bytes, limit: float) -> bytes:
     """A static int8 file whose values end at `-limit` and `limit`, with steps that are finer for it.
 
@@ -106,17 +147,21 @@ def narrow_range(content: bytes, limit: float) -> bytes:
     return _written(model)
 
 
-def obvious(q: Array) -> float:
+def obvious(q: Array, masks: Array | None = None) -> float:
     """The value above which it does not matter how great a value is, on the given states.
 
     Values that are centred decide by their order alone: as long as no second best value is cut off, the best one may
-    be. Nine tenths of the states keep their best value whole all the same.
+    be. Nine tenths of the states keep their best value whole all the same. Where all that is allowed is bad, the best
+    of it must not be cut off from below either.
 
     Args:
         q: `[N, A]`, centred.
+        masks: `[N, A]` bool, the actions that are allowed; all of them if None.
     """
-    best_two = np.sort(q, axis=1)[:, -2:]
-    return 1.05 * float(max(np.percentile(np.abs(q).max(axis=1), 90), best_two[:, 0].max()))
+    greatest = np.abs(q).max(axis=1) if masks is None else np.where(masks, np.abs(q), 0.0).max(axis=1)
+    best_two = np.sort(masked(q, masks), axis=1)[:, -2:]
+    second, best = best_two[:, 0], best_two[:, -1]
+    return 1.05 * float(max(np.percentile(greatest, 90), second.max(), (-best[second > -np.inf]).max(initial=0.0)))
 
 
 def shift_bias(content: bytes, shift: Array) -> bytes:
@@ -177,7 +222,7 @@ def _layers(model: Any) -> list[Any]:
 
 def _head(model: Any) -> Any:
     """The Dense that gives `q`, or None if something else does."""
-    outputs = {output.name.decode(): int(output.tensorIndex) for output in model.signatureDefs[0].outputs}
+    outputs = _signature(model.signatureDefs[0].outputs)
     by_output = {int(operator.outputs[0]): operator for operator in model.subgraphs[0].operators}
     found = by_output.get(outputs["q"])
     if found is not None and _code(model, found) == schema.BuiltinOperator.DEQUANTIZE:
@@ -185,6 +230,11 @@ def _head(model: Any) -> Any:
     if found is None or _code(model, found) != _FULLY_CONNECTED:
         return None
     return found if found.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.NONE else None
+
+
+def _signature(tensors: list[Any]) -> dict[str, int]:
+    """The inputs or the outputs of a signature: which tensor each of them is."""
+    return {tensor.name.decode(): int(tensor.tensorIndex) for tensor in tensors}
 
 
 def _size(model: Any, operator: Any) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlplatform import envs
+from rlplatform.agents.acting import masked
 from rlplatform.analysis import Interval, bootstrap, compare, interquartile_mean, mean
 from rlplatform.compression import agreement, gates, inspection, latency
 from rlplatform.compression.agreement import Agreement
@@ -163,10 +164,10 @@ def verify(
     arena = _Arena(environment_of(manifest), envs.seeds(seed, episodes, "verification"), factory, progress)
     network_q = network.q_values(golden.observations)
     found = [Gate("hashes", MANIFEST, True, f"{len(manifest['files'])} files are as they were written")]
-    found.append(gates.algebra(network_q, golden.q, golden.actions, manifest["network"]["centred"]))
+    found.append(gates.algebra(network_q, golden.q, golden.actions, manifest["network"]["centred"], golden.masks))
 
     random_returns = arena.play("random actions", _random(manifest["action"]["count"], seed)).returns
-    network_returns = arena.play("network", lambda states: network.q_values(states).argmax(axis=1)).returns
+    network_returns = arena.play("network", _greedy(network)).returns
     margin = gates.margin(network_returns, random_returns)
     rows = [_network_row(manifest, network, network_returns, golden, seed)]
     for variant, name in manifest["variants"].items():
@@ -178,14 +179,14 @@ def verify(
         policy = Policy(folder, variant)
         reservoir = Reservoir(_visited_count(golden.observations), seed)
         played = arena.play(name, act_of(policy), reservoir)
-        states = reservoir.rows()
+        states, masks = reservoir.states()
         file_q = _q_values(policy, golden.observations)
-        step = agreement.step_of(golden.q, contents.q_step)
-        on_golden = agreement.measure(network_q, file_q, step, contents.q_range)
-        on_visited = agreement.measure(network.q_values(states), _q_values(policy, states), step, contents.q_range)
+        step, limits = agreement.step_of(golden.q, contents.q_step, golden.masks), contents.q_range
+        on_golden = agreement.measure(network_q, file_q, step, limits, golden.masks)
+        on_visited = agreement.measure(network.q_values(states), _q_values(policy, states), step, limits, masks)
         if variant == "float":
-            actions = act_of(policy)(golden.observations)
-            found.append(gates.converter(name, network_q, golden.q, file_q, actions))
+            actions = policy.act_batch(golden.observations, golden.masks) - policy.action_start
+            found.append(gates.converter(name, network_q, golden.q, file_q, actions, golden.masks))
         else:
             found += gates.quantised(name, "golden", on_golden)
             found += gates.quantised(name, "visited", on_visited)
@@ -194,7 +195,7 @@ def verify(
             compare(played.returns, network_returns, margin, seed=seed),
             compare(played.returns, network_returns, margin, mean, seed=seed),
         )
-        speed = latency.microseconds(policy.act, golden.observations[:TIMED_STATES])
+        speed = _microseconds(policy.act, golden)
         sizes = len(content), len(gzip.compress(content, 9, mtime=0))
         rows.append(Row(name, variant, *_intervals(played.returns, seed), *sizes, speed, on_golden, on_visited))
     random_return = float(interquartile_mean(random_returns))
@@ -221,22 +222,50 @@ class _Arena:
         """All episodes under one policy; what it sees goes into the reservoir."""
         if self._progress is not None:
             self._progress(f"playing {len(self._seeds)} episodes: {name}")
-        see = None if reservoir is None else reservoir.add
-        return evaluate(act, self._environment, self._seeds, factory=self._factory, on_observation=see)
+
+        def watched(observations: Array, *masks: Array) -> Array:
+            if reservoir is not None:
+                reservoir.add(observations, *masks)
+            return act(observations, *masks)
+
+        return evaluate(watched, self._environment, self._seeds, factory=self._factory)
 
 
 def act_of(policy: Policy) -> Act:
     """A bundle's policy as evaluation asks it: actions counted from 0, whatever the environment calls the first."""
-    return lambda states: policy.act_batch(states) - policy.action_start
+    return lambda observations, *masks: policy.act_batch(observations, *masks) - policy.action_start
 
 
 def _q_values(policy: Policy, states: Array) -> Array:
     return np.stack([policy.q_values(observation) for observation in states])
 
 
+def _greedy(network: Network) -> Act:
+    def act(observations: Array, masks: Array | None = None) -> Array:
+        actions: Array = masked(network.q_values(observations), masks).argmax(axis=1)
+        return actions
+
+    return act
+
+
 def _random(num_actions: int, seed: int) -> Act:
+    """Each of the allowed actions as often."""
     rng = np.random.default_rng(seed)
-    return lambda states: rng.integers(0, num_actions, len(states))
+
+    def act(observations: Array, masks: Array | None = None) -> Array:
+        if masks is None:
+            return rng.integers(0, num_actions, len(observations))
+        drawn: Array = masked(rng.random((len(observations), num_actions)), masks).argmax(axis=1)
+        return drawn
+
+    return act
+
+
+def _microseconds(act: Callable[..., Any], golden: Golden) -> float:
+    observations = golden.observations[:TIMED_STATES]
+    if golden.masks is None:
+        return latency.microseconds(act, observations)
+    return latency.microseconds(lambda state: act(*state), list(zip(observations, golden.masks, strict=False)))
 
 
 def _visited_count(observations: Array) -> int:
@@ -246,7 +275,7 @@ def _visited_count(observations: Array) -> int:
 def _network_row(manifest: dict[str, Any], network: Network, returns: Array, golden: Golden, seed: int) -> Row:
     files = [entry for name, entry in manifest["files"].items() if name.startswith(f"{NETWORK}/")]
     sizes = sum(entry["bytes"] for entry in files), sum(entry["gzip_bytes"] for entry in files)
-    speed = latency.microseconds(network.act, golden.observations[:TIMED_STATES])
+    speed = _microseconds(network.act, golden)
     return Row("network", "network", *_intervals(returns, seed), *sizes, speed, None, None)
 
 

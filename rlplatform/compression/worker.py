@@ -34,8 +34,9 @@ def convert(tf: Any, saved_model: pathlib.Path, job: dict[str, Any], calibration
     Args:
         tf: TensorFlow.
         saved_model: its signature `act` takes `observation`.
-        job: `mode` is float, dynamic or static; static jobs have `input` and `output_type` (TensorFlow dtypes' names)
-            and `per_channel`, whether each unit of a Dense has a scale of its own.
+        job: `mode` is float, dynamic or static; static jobs have `input` and `output_type` (TensorFlow dtypes' names),
+            `per_channel`, whether each unit of a Dense has a scale of its own, and `masked_actions`, how many actions
+            the `action_mask` beside the observation has, if the signature takes one.
         calibration: `[N, O...]` float32 observations, for static jobs.
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["act"])
@@ -43,10 +44,12 @@ def convert(tf: Any, saved_model: pathlib.Path, job: dict[str, Any], calibration
     if job["mode"] != "float":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if job["mode"] == "static":
+        masked_actions = job.get("masked_actions", 0)
+        mask = {"action_mask": tf.ones((1, masked_actions), tf.bool)} if masked_actions else {}
 
         def observations() -> Iterator[dict[str, Any]]:
             for observation in calibration:
-                yield {"observation": observation[None]}
+                yield {"observation": observation[None], **mask}
 
         converter.representative_dataset = observations
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]

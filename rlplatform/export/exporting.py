@@ -11,6 +11,7 @@ import numpy as np
 import rlplatform
 from rlplatform import compression
 from rlplatform import config as configuration
+from rlplatform.agents.acting import masked
 from rlplatform.compression import GOLDEN, NETWORK, Canonical, Files, Golden, Progress, Target, Verification, gaps
 from rlplatform.config import nearest
 from rlplatform.envs.naming import Factory
@@ -88,9 +89,10 @@ def export(
         with bundle.writing(out):
             (folder / FLOAT_FILE).write_bytes(subject.files.float_file)
             (folder / INT8_FILE).write_bytes(subject.files.int8_file)
-            golden = subject.golden
-            np.savez_compressed(folder / GOLDEN, observations=golden.observations, q=golden.q, actions=golden.actions)
-            compression.save(subject.network, run.spec.observation_dtype, folder / NETWORK, batch=None)
+            golden = {name: array for name, array in subject.golden._asdict().items() if array is not None}
+            np.savez_compressed(folder / GOLDEN, **golden)
+            mask = subject.golden.masks is not None
+            compression.save(subject.network, run.spec.observation_dtype, folder / NETWORK, mask=mask, batch=None)
             bundle.seal(folder, manifest, details)
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
@@ -122,25 +124,27 @@ def _prepare(
     network = run.network(which)
     frame_bytes = int(np.prod(run.observation_shape)) * np.dtype(run.spec.observation_dtype).itemsize
     count = max(GOLDEN_STATES, min(POOL, POOL_BYTES // frame_bytes))
-    on_policy = compression.visited(run.act(which), run.config.environment, count, seed, factory=factory)
-    pool = compression.mixture(on_policy, run.observations(count, seed), count, seed)
+    pool, masks = compression.visited(run.act(which), run.config.environment, count, seed, factory=factory)
+    if masks is None:  # What lies in the replay has no masks beside it.
+        pool = compression.mixture(pool, run.observations(count, seed), count, seed)
     canonical = compression.canonical(network)
-    golden = _golden(network, canonical, pool)
+    golden = _golden(network, canonical, pool, masks)
     report(f"converting for {target}")
-    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target)
+    calibration_masks = None if masks is None else masks[:CALIBRATION_STATES]
+    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks)
     return _Subject(network, canonical, files, golden)
 
 
-def _golden(network: Any, canonical: Canonical, pool: Array) -> Golden:
+def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:
     """The golden states: half with the smallest gaps, half drawn from the rest (the pool is in random order)."""
     q = canonical.model.predict(pool.astype(np.float32), batch_size=512, verbose=0)
-    by_gap = np.argsort(gaps(q), kind="stable")
+    by_gap = np.argsort(gaps(masked(q, masks)), kind="stable")
     half = min(len(pool), GOLDEN_STATES) // 2
     hard, rest = by_gap[:half], np.sort(by_gap[half:])
     chosen = np.concatenate([hard, rest[: GOLDEN_STATES - half]])
-    observations = pool[chosen]
-    actions = network.predict(observations, batch_size=512, verbose=0).argmax(axis=1)
-    return Golden(observations, q[chosen], actions.astype(np.int64))
+    observations, allowed = pool[chosen], None if masks is None else masks[chosen]
+    actions = masked(network.predict(observations, batch_size=512, verbose=0), allowed).argmax(axis=1)
+    return Golden(observations, q[chosen], actions.astype(np.int64), allowed)
 
 
 def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -161,7 +165,7 @@ def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any]
             "frame_shape": list(spec.observation_shape),
             "frame_stack": environment.frame_stack,
         },
-        "action": {"count": spec.num_actions, "start": spec.action_start},
+        "action": {"count": spec.num_actions, "start": spec.action_start, "mask": spec.action_mask},
         "preprocessing": _preprocessing(environment.frame_stack),
         "variants": {"float": FLOAT_FILE, "int8": INT8_FILE},
         "default": "float",

@@ -55,3 +55,42 @@ def test_one_action_is_always_agreed_on():
     q = np.zeros((3, 1))
     measured = agreement.measure(q, q, step=agreement.step_of(q, 0.0))
     assert measured.overall == 1.0
+
+
+# --- among what a mask allows ---------------------------------------------------------------------------------------
+
+MASKED_Q = np.array([[9.0, 1.0, 0.0], [0.0, 5.0, 9.0], [2.0, 1.0, 9.0]])
+MASKS = np.array([[False, True, True], [True, True, False], [False, True, False]])  # gaps 1, 5 and none
+
+
+def test_gaps_are_those_between_allowed_actions():
+    np.testing.assert_array_equal(agreement.gaps(np.where(MASKS, MASKED_Q, -np.inf)), [1.0, 5.0, np.inf])
+
+
+def test_only_allowed_actions_are_compared():
+    given = MASKED_Q.copy()
+    given[:, 0] -= 100.0 * ~MASKS[:, 0]  # what is forbidden may be anything
+    given[1, 2] = np.float32(3e38)
+    measured = agreement.measure(MASKED_Q, given, 2.0, masks=MASKS)
+    assert (measured.overall, measured.clear_states, measured.clear, measured.tied) == (1.0, 2, 1.0, 0.0)
+    given[1] = [6.0, 5.0, 0.0]
+    measured = agreement.measure(MASKED_Q, given, 2.0, masks=MASKS)
+    assert (measured.overall, measured.clear) == (pytest.approx(2 / 3), 0.5)
+    given[1] = [5.0, 5.0, 0.0]
+    assert agreement.measure(MASKED_Q, given, 2.0, masks=MASKS).tied == 0.5
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.1])
+def test_the_slope_is_that_of_allowed_values(factor):
+    rng = np.random.default_rng(0)
+    q, masks = rng.normal(0, 1, (100, 5)), rng.random((100, 5)) < 0.5
+    masks[:, 0] = True
+    given = np.where(masks, factor * q + 7.0, rng.normal(0, 50, q.shape))
+    assert agreement.measure(q, given, 0.01, masks=masks).slope == pytest.approx(factor)
+
+
+def test_the_step_is_that_of_allowed_values():
+    q = np.array([[-30.0, 0.0, 30.0], [-1.0, 1.0, 0.0]])  # rows with mean zero
+    masks = np.array([[False, True, False], [True, True, True]])
+    assert agreement.step_of(q, 0.0, masks) == pytest.approx(2.0 / 255.0)
+    assert agreement.step_of(q, 0.0) == pytest.approx(60.0 / 255.0)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rlplatform.agents import networks
 from rlplatform.compression import canonical
-from rlplatform.config import NetworkConfig
+from rlplatform.config import Config
 
 KNOWN_LAYERS = (keras.layers.InputLayer, keras.layers.Dense, keras.layers.Conv2D, keras.layers.Flatten)
 
@@ -14,7 +14,7 @@ KNOWN_LAYERS = (keras.layers.InputLayer, keras.layers.Dense, keras.layers.Conv2D
 def network(seed=0, shape=(4,), dtype="float32", num_actions=3, offset=0.0, **config):
     """A random network with biases that are not zero, and all its values shifted by `offset`."""
     keras.utils.set_random_seed(seed)
-    model = networks.build(NetworkConfig(**config), shape, dtype, num_actions)
+    model = networks.build(Config().replace(network=config), shape, dtype, num_actions)
     rng = np.random.default_rng(seed)
     weights = [weight + rng.normal(0, 0.1, weight.shape) * (weight.ndim == 1) for weight in model.get_weights()]
     model.set_weights(weights)

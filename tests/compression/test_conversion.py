@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import tf_keras as keras
+from ai_edge_litert.interpreter import Interpreter
 
 from rlplatform.agents import networks
 from rlplatform.compression import agreement, canonical, conversion, convert, inspection
-from rlplatform.config import NetworkConfig
+from rlplatform.compression.reference import Network
+from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.runtime import open_graph
 
@@ -14,7 +16,7 @@ RANGES = np.array([2.4, 3.0, 0.2, 3.0], np.float32)  # CartPole's, which differ 
 def vector_network(hidden=(64, 64), offset=100.0):
     """A random network on four numbers whose values lie around 100."""
     keras.utils.set_random_seed(1)
-    model = networks.build(NetworkConfig(hidden_units=hidden), (4,), "float32", 3)
+    model = networks.build(Config().replace(network={"hidden_units": hidden}), (4,), "float32", 3)
     kernel, bias = model.get_layer("q").get_weights()
     model.get_layer("q").set_weights([kernel, bias + offset])
     return model
@@ -148,7 +150,7 @@ def test_where_int8_would_not_help_a_cpu_the_file_says_that_nothing_was_done():
 @pytest.mark.parametrize("target", ["cpu", "mcu"])
 def test_a_network_on_bytes_takes_bytes(target):
     keras.utils.set_random_seed(0)
-    model = networks.build(NetworkConfig(torso="nature"), (36, 36, 2), "uint8", 3)
+    model = networks.build(Config().replace(network={"torso": "nature"}), (36, 36, 2), "uint8", 3)
     seen = np.random.default_rng(0).integers(0, 200, (60, 36, 36, 2), np.uint8)
     files = convert(canonical(model).model, seen, target)
     graph = open_graph(files.int8_file, "file")
@@ -173,6 +175,80 @@ def test_static_int8_can_be_asked_for_on_a_cpu():
     assert contents.operators[0] == "QUANTIZE"
     assert contents.operators[-2:] == ("DEQUANTIZE", "ARG_MAX")
     assert kept(model, files.int8_file, vectors(seed=1))[0] > 0.9
+
+
+# --- action masks ---------------------------------------------------------------------------------------------------
+
+
+def masks_of(count, num_actions=3, seed=0):
+    masks = np.random.default_rng(seed).random((count, num_actions)) < 0.5
+    masks[np.arange(count), np.arange(count) % num_actions] = True
+    return masks
+
+
+def masked_file_answers(content, observations, masks):
+    """The values and the actions of a file, asked through its signature."""
+    runner = Interpreter(model_content=content).get_signature_runner("act")
+    rows = [
+        runner(observation=observation[None], action_mask=mask[None])
+        for observation, mask in zip(observations, masks, strict=True)
+    ]
+    return np.concatenate([row["q"] for row in rows]), np.concatenate([row["action"] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def masked_for_cpu():
+    model = vector_network()
+    return model, convert(canonical(model).model, vectors(), "cpu", masks=masks_of(400))
+
+
+@pytest.mark.parametrize("kind", ["float_file", "int8_file"])
+def test_the_action_is_the_best_that_the_mask_allows_and_the_values_are_all_there(masked_for_cpu, for_cpu, kind):
+    model, files = masked_for_cpu
+    seen, masks = vectors(5_000, seed=1), masks_of(5_000, seed=1)
+    q, actions = masked_file_answers(getattr(files, kind), seen, masks)
+    assert masks[np.arange(5_000), actions].all()
+    np.testing.assert_array_equal(actions, np.where(masks, q, -np.inf).argmax(axis=1))
+    np.testing.assert_array_equal(q[:50], masked_file_answers(getattr(files, kind), seen[:50], ~masks[:50])[0])
+    contents = inspection.read(getattr(files, kind))
+    expected = np.clip(agreement.centred(model(seen).numpy()), *contents.q_range)
+    assert np.sqrt(((q - expected) ** 2).mean()) < (2e-5 if kind == "float_file" else 0.02 * np.ptp(expected))
+    assert contents.operators[-2:] == ("SELECT_V2", "ARG_MAX")
+    assert not contents.foreign
+    graph = open_graph(getattr(files, kind), "file")
+    assert (graph.action_mask.shape, graph.action_mask.dtype) == ((1, 3), np.bool_)
+    assert open_graph(getattr(for_cpu[1], kind), "file").action_mask is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cpu", "mcu"])
+def test_a_static_file_computes_in_int8_up_to_the_mask(target):
+    model, seen, masks = vector_network(), vectors(), masks_of(400)
+    files = convert(canonical(model).model, seen, target, "static", masks)
+    contents = inspection.read(files.int8_file)
+    assert contents.static
+    assert contents.float_islands == contents.foreign == ()
+    if target == "mcu":  # The runtime applies the mask.
+        assert contents.operators == ("FULLY_CONNECTED",) * 3
+        assert open_graph(files.int8_file, "file").action_mask is None
+    else:
+        assert contents.operators[-3:] == ("DEQUANTIZE", "SELECT_V2", "ARG_MAX")
+        seen, masks = vectors(5_000, seed=1) * 3, masks_of(5_000, seed=1)  # beyond the range: many values are the least
+        q, actions = masked_file_answers(files.int8_file, seen, masks)
+        assert (q.min(axis=1) == contents.q_range[0]).sum() > 100
+        np.testing.assert_array_equal(actions, np.where(masks, q, -np.inf).argmax(axis=1))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_the_network_that_is_kept_takes_batches_with_and_without_masks(tmp_path, mask):
+    model, seen, masks = vector_network(), vectors(700), masks_of(700)
+    conversion.save(model, "float32", tmp_path / "network", mask=mask, batch=None)
+    kept_network, q = Network(tmp_path / "network"), model(seen).numpy()
+    np.testing.assert_allclose(kept_network.q_values(seen), q, rtol=1e-5)
+    assert [kept_network.act(observation) for observation in seen[:20]] == q[:20].argmax(axis=1).tolist()
+    if mask:
+        actions = [kept_network.act(*state) for state in zip(seen[:50], masks[:50], strict=True)]
+        assert actions == np.where(masks, q, -np.inf)[:50].argmax(axis=1).tolist()
 
 
 def test_wrong_targets_are_refused_with_what_is_accepted():

@@ -30,6 +30,16 @@ def test_the_algebra_gate_sees_a_changed_action():
     assert "its actions in 1 of 200 states" in gate.sentence
 
 
+def test_the_algebra_gate_compares_allowed_actions():
+    masks = np.random.default_rng(1).random((200, 3)) < 0.7
+    masks[np.arange(200), np.arange(200) % 3] = True
+    allowed = np.where(masks, NETWORK_Q, -np.inf).argmax(axis=1)
+    assert gates.algebra(NETWORK_Q, GOLDEN_Q, allowed, True, masks).passed
+    assert not gates.algebra(NETWORK_Q, GOLDEN_Q, ACTIONS, True, masks).passed
+    assert gates.converter("f", NETWORK_Q, GOLDEN_Q, GOLDEN_Q, allowed, masks).passed
+    assert not gates.converter("f", NETWORK_Q, GOLDEN_Q, GOLDEN_Q, ACTIONS, masks).passed
+
+
 def test_the_converter_gate_allows_rounding_and_nothing_more():
     rounding = GOLDEN_Q + RNG.normal(0, 1e-5, GOLDEN_Q.shape)  # of values of 100
     assert gates.converter("f", NETWORK_Q, GOLDEN_Q, rounding, GOLDEN_Q.argmax(axis=1)).passed

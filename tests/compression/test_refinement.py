@@ -128,3 +128,23 @@ def test_a_file_without_int8_is_not_touched(converted):
     content, done = refinement.refine(made["float"], made["float"], None, SEEN, model(SEEN).numpy())
     assert content is made["float"]
     assert done == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_cut_off_never_decides_between_allowed_actions(seed):
+    rng = np.random.default_rng(seed)
+    q = rng.normal(0, 1, (200, 4)) * rng.exponential(1, (200, 1))
+    q[:, 3] -= rng.exponential(20)  # an action that is nearly always forbidden, and was never learned
+    q -= q.mean(axis=1, keepdims=True)
+    masks = rng.random((200, 4)) < [0.5, 0.5, 0.9, 0.02]
+    masks[:, 2] |= ~masks.any(axis=1)
+    limit = refinement.obvious(q, masks)
+    chosen, kept = (np.where(masks, values, -np.inf).argmax(axis=1) for values in (q, np.clip(q, -limit, limit)))
+    np.testing.assert_array_equal(chosen, kept)
+    assert limit < refinement.obvious(q, np.ones_like(masks))
+
+
+def test_without_masks_all_actions_count():
+    q = np.random.default_rng(0).normal(0, 1, (50, 3))
+    assert refinement.obvious(q) == refinement.obvious(q, np.ones(q.shape, bool))
+    assert refinement.obvious(q[:, :1]) > 0

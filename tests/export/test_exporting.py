@@ -38,7 +38,7 @@ def cartpole_run(path, env_id="CartPole-v1", frame_stack=1, action_start=0, offs
     last = np.stack([~right, right], axis=1) * rng.uniform(0.5, 1.5, (64, 1)) / 32
     first = np.concatenate([np.zeros((4 * (frame_stack - 1), 64)), first])
     weights = [first, np.zeros(64), second, np.zeros(64), last, np.full(2, offset)]
-    network = networks.build(config.network, run.observation_shape, "float32", 2)
+    network = networks.build(config, run.observation_shape, "float32", 2)
     assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
     replayed = rng.uniform(-1, 1, (300, 4 * frame_stack)) * np.tile([2.4, 3.0, 0.2, 3.0], frame_stack)
     run.save_best(Best(12_345, 500.0, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
@@ -93,7 +93,7 @@ def test_the_bundle_holds_what_it_promises(exported):
     assert manifest["environment"]["id"] == "CartPole-v1"
     assert manifest["environment"]["gymnasium"] == gym.__version__
     assert manifest["observation"] == {"shape": [4], "dtype": "float32", "frame_shape": [4], "frame_stack": 1}
-    assert manifest["action"] == {"count": 2, "start": 0}
+    assert manifest["action"] == {"count": 2, "start": 0, "mask": False}
     assert manifest["network"]["folds"] == ["centred the values of the actions"]
     provenance = manifest["provenance"]
     assert (provenance["seed"], provenance["steps"], provenance["run"]) == (7, 12_345, "run")
@@ -277,7 +277,7 @@ def conversion_that_swaps_actions(exported, monkeypatch):
     files = compression.Files(
         (exported[1] / "policy.tflite").read_bytes(), broken(content, swap_the_actions), None, {"method": "dynamic"}
     )
-    monkeypatch.setattr(exporting.compression, "convert", lambda *arguments: files)
+    monkeypatch.setattr(exporting.compression, "convert", lambda *arguments, **options: files)
 
 
 def test_export_refuses_what_fails_and_writes_nothing(exported, conversion_that_swaps_actions, tmp_path):
@@ -299,7 +299,8 @@ def test_export_by_force_says_so_and_does_not_prefer_the_failed_file(exported, c
 
 def test_without_the_format_saved_model_the_bundle_has_no_network(exported, monkeypatch, tmp_path):
     files = [(exported[1] / name).read_bytes() for name in ("policy.tflite", "policy_int8.tflite")]
-    monkeypatch.setattr(exporting.compression, "convert", lambda *arguments: compression.Files(*files, None, {}))
+    made = compression.Files(*files, None, {})
+    monkeypatch.setattr(exporting.compression, "convert", lambda *arguments, **options: made)
     verification = export(exported[0], tmp_path / "out", formats=["tflite"], episodes=1)
     assert verification.passed
     assert not (tmp_path / "out" / "saved_model").exists()
