@@ -10,6 +10,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
 from rlplatform.config import nearest
+from rlplatform.envs.third_party import extra_for, remedy
 from rlplatform.errors import UserError
 
 _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -44,7 +45,7 @@ def explained(name: str, entry_point: Any, kwargs: dict[str, Any]) -> Iterator[N
     except UserError:
         raise
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"{name} needs a package that is not installed: {_remedy(error)}") from error
+        raise UserError(f"{name} needs a package that is not installed: {_remedy(error, entry_point)}") from error
     except Exception as error:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             takes = sorted(parameters(loaded(entry_point)) - {"**"})
@@ -54,8 +55,11 @@ def explained(name: str, entry_point: Any, kwargs: dict[str, Any]) -> Iterator[N
         raise UserError(f"{name} cannot be made {made}({type(error).__name__}: {_line(error)})") from error
 
 
-def _remedy(error: Exception) -> str:
-    """The command that the error's message names, else the one for the module that is missing."""
+def _remedy(error: Exception, entry_point: Any) -> str:
+    """The command for our extra, else the one that the error's message names, else the one for the missing module."""
+    extra = extra_for(entry_point)
+    if extra is not None:
+        return remedy(extra)
     commands = re.findall(r"pip install [^`]+", str(error))
     if commands:
         return " && ".join(commands)

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import PassiveEnvChecker, TimeLimit
 
 from rlplatform.config import EnvironmentConfig
+from rlplatform.envs import atari
 from rlplatform.envs.adapter import Adaptation, Adapter, Described, VectorAdapter, adaptation_of
 from rlplatform.envs.entry_points import explained, loaded, parameters
 from rlplatform.envs.layout import notes
@@ -70,6 +71,8 @@ def make_single(config: EnvironmentConfig, render_mode: str | None = None, facto
     """
     target = factory if factory is not None else find(config.id)
     extra = {} if render_mode is None else {"render_mode": render_mode}
+    if isinstance(target, EnvSpec) and atari.preprocessed(config, target):
+        return _supported(config, atari.make_single(config, target, render_mode))
     if isinstance(target, EnvSpec) and target.entry_point is None:
         return _supported(config, FirstOfVector(_native(dataclasses.replace(config, num_envs=1), target, extra)))
     if isinstance(target, EnvSpec):
@@ -118,6 +121,8 @@ class Maker:
 def _vector(config: EnvironmentConfig, target: EnvSpec | Factory, factory: Factory | None) -> AnyVectorEnv:
     """The environments side by side, each kind in its own way."""
     first = None
+    if isinstance(target, EnvSpec) and atari.preprocessed(config, target):
+        return atari.make_vector(config, target)
     if isinstance(target, EnvSpec):
         if target.entry_point is None:
             return _own_vector(config, loaded(target.vector_entry_point), _native(config, target, {}))

@@ -14,18 +14,19 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlplatform.config import nearest
 from rlplatform.envs.files import add_to_path, explained, load_file, loaded_files
+from rlplatform.envs.third_party import register_all, register_for
 from rlplatform.errors import UserError
 
 Factory = Callable[..., Any]  # a class or function that makes a gymnasium.Env or a gymnasium.vector.VectorEnv
-UNSUPPORTED_NAMESPACES = {"ALE": "Atari", "MinAtar": "MinAtar"}
 
 
 def find(text: str) -> EnvSpec | Factory:
     """What `text` names.
 
     Args:
-        text: a registered id (`CartPole-v1`), `module:id` (the module registers it), `module:Name`, or
-            `path/to/file.py:Name`, where Name is a class or a function that makes an environment.
+        text: a registered id (`CartPole-v1`), one of a package that `third_party` knows (`ALE/Pong-v5`), `module:id`
+            (the module registers it), `module:Name`, or `path/to/file.py:Name`, where Name is a class or a function
+            that makes an environment.
 
     Raises:
         UserError: there is no such thing; the message names the nearest one.
@@ -40,9 +41,7 @@ def find(text: str) -> EnvSpec | Factory:
     place, colon, name = text.rpartition(":")
     if not colon and text.endswith(".py"):
         place, name = text, ""
-    family = UNSUPPORTED_NAMESPACES.get(name.partition("/")[0]) or ("Atari" if "NoFrameskip-v" in name else None)
-    if family:  # before the import, which fails where the games are not installed
-        raise UserError(_refusal(text, family))
+    register_for(name)
     if not place:
         return _registered(text)
     module = load_file(place) if place.endswith(".py") else _import(place)
@@ -79,19 +78,15 @@ def id_of(factory: Factory) -> str:
 
 
 def registered() -> list[str]:
-    """The registered ids that can be named, sorted; Atari and MinAtar are left out."""
-    return sorted(
-        id for id, spec in gym.registry.items() if spec.namespace not in UNSUPPORTED_NAMESPACES and not _atari(spec)
-    )
+    """The registered ids, sorted, with those of the packages of `third_party` that are installed."""
+    register_all()
+    return sorted(gym.registry)
 
 
 def _registered(id: str) -> EnvSpec:
     spec = gym.registry.get(id)
     if spec is None:
         raise UserError(f"unknown environment {id!r}; {_nearest_id(id)}")
-    family = UNSUPPORTED_NAMESPACES.get(spec.namespace or "") or _atari(spec)
-    if family:
-        raise UserError(_refusal(id, family))
     return spec
 
 
@@ -107,18 +102,6 @@ def _nearest_id(id: str) -> str:
     if close:
         return f"did you mean {newest[close[0]].id!r}?"
     return "`rlplatform list envs` shows the registered ids; module:id imports the module that registers it first"
-
-
-def _atari(spec: EnvSpec) -> str | None:
-    """Atari under its older ids, which have no namespace."""
-    return "Atari" if str(spec.entry_point).startswith(("ale_py", "shimmy.atari")) else None
-
-
-def _refusal(id: str, family: str) -> str:
-    return (
-        f"{id!r} is one of the {family} games, which are not supported; supported are Gymnasium environments with Box "
-        "observations of numbers and Discrete actions, such as CartPole-v1"
-    )
 
 
 def _makers_in(module: ModuleType) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rlplatform.envs.atari import AtariVector
+
 
 def seeds(seed: int, count: int, stream: str) -> list[int]:
     """The seeds of `count` environments or episodes: all different, and the same for ever.
@@ -40,6 +42,7 @@ def reset(env: gym.vector.VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> tup
     Returns:
         Observations `[N, O...]` and the info dictionary.
     """
-    if hasattr(env.unwrapped, "get_attr"):  # Gymnasium's mark of a vector of separate environments
+    separate = hasattr(env.unwrapped, "get_attr")  # Gymnasium's mark of a vector of separate environments
+    if separate or isinstance(env.unwrapped, AtariVector):
         return env.reset(seed=list(seeds))  # type: ignore[arg-type]
     return env.reset(seed=int(seeds[0]))

@@ -175,7 +175,7 @@ def test_help_and_version_of_the_whole(typed):
         ("train CartPol-v1", "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?"),
         ("train Pendulum-v1", "Discrete"),
         ("train Blackjack-v1", "Box"),
-        ("train ALE/Pong-v5", "'ALE/Pong-v5' is one of the Atari games, which are not supported"),
+        ("train MinAtar/Pong-v1", "unknown environment 'MinAtar/Pong-v1'"),
         ("train nowhere.py:MyEnv", "nowhere.py"),
         ("train no_such_module:Env", "there is no module 'no_such_module' to import"),
         ("train CartPole-v1 --setp 3", "unknown argument '--setp'; did you mean '--set'?"),

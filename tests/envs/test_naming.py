@@ -95,20 +95,6 @@ def test_what_is_not_there_is_refused_with_the_nearest_that_is(text: str, senten
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    ("id", "family"),
-    [
-        ("ALE/Pong-v5", "Atari"),
-        ("ale_py:ALE/Pong-v5", "Atari"),
-        ("PongNoFrameskip-v4", "Atari"),
-        ("MinAtar/Breakout-v1", "MinAtar"),
-    ],
-)
-def test_atari_and_minatar_are_refused_with_what_is_supported(id: str, family: str) -> None:
-    with pytest.raises(UserError, match=f"one of the {family} games, which are not supported; supported are .* Box"):
-        naming.find(id)
-
-
 def test_a_module_is_imported_for_the_ids_that_it_registers(folder: pathlib.Path) -> None:
     write(
         folder / "my_games.py",
