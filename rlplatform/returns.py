@@ -365,7 +365,7 @@ def machine() -> dict[str, Any]:
         models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = models[0] if models else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": model, "cores": cores, "system": platform.platform(terse=True)}
+    return {"processor": model, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
 
 
 # --- words and progress ---------------------------------------------------------------------------------------------
