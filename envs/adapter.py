@@ -8,8 +8,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
+from rlplatform.envs.flattening import Flattening
 from rlplatform.envs.joint import ActionLayout, action_layout_of, table_of
-from rlplatform.envs.layout import Array, Flattening, Layout, layout_of, space_of
+from rlplatform.envs.layout import Array, Layout, layout_of, space_of
 from rlplatform.envs.masks import Mask, mask_of, mask_row
 
 

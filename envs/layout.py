@@ -1,4 +1,4 @@
-"""How an observation of several entries becomes one array: recorded as plain data, and applied.
+"""How an observation of several entries becomes one array: recorded as plain data, which `Flattening` applies.
 
 A layout is a dictionary that JSON can hold, so that a bundle can say what its user must do with an observation:
 
@@ -12,7 +12,7 @@ A layout is a dictionary that JSON can hold, so that a bundle can say what its u
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -80,7 +80,7 @@ def layout_of(space: gym.Space[Any], name: str) -> Layout | None:
 
 def space_of(layout: Layout, space: gym.Space[Any]) -> spaces.Box:
     """The Box of what `layout` makes of observations of `space`."""
-    leaves = [_at(space, entry["path"]) for entry in layout["entries"]]
+    leaves = [at(space, entry["path"]) for entry in layout["entries"]]
     if not layout["flat"]:
         box = leaves[0]
         axes = layout["entries"][0].get("axes")
@@ -100,139 +100,15 @@ def notes(layout: Layout | None) -> list[str]:
     """What a user should know of a layout, in sentences."""
     if layout is None:
         return []
-    texts = [_place(entry["path"]) for entry in layout["left_out"]]
+    texts = [place(entry["path"]) for entry in layout["left_out"]]
     said = [f"the observation's text at {', '.join(texts)} is left out: no network here reads it"] if texts else []
     pixels = [entry for entry in layout["entries"] if layout["flat"] and _is_large_image(entry)]
     said += [
-        f"the observation's image at {_place(entry['path'])} becomes {entry['length']:,} numbers of a vector, and a "
+        f"the observation's image at {place(entry['path'])} becomes {entry['length']:,} numbers of a vector, and a "
         "vector has no convolutions; an environment that shows the image alone has them"
         for entry in pixels
     ]
     return said
-
-
-class Flattening:
-    """A layout, applied.
-
-    Args:
-        layout: from `layout_of`.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._flat: bool = layout["flat"]
-        self._parts = [_part(entry) for entry in layout["entries"]]
-        self._length = sum(part.length for part in self._parts)
-        self._mask_path: Path | None = None if layout[ACTION_MASK] is None else tuple(layout[ACTION_MASK])
-
-    def one(self, observation: Any) -> Array:
-        """The array of one observation: `[d]` float32, a new one, or the only entry.
-
-        Raises:
-            UserError: an entry is not in its space.
-        """
-        if not self._flat:
-            part = self._parts[0]
-            value = np.asarray(_at(observation, part.path))
-            return value if part.axes is None else value.transpose(part.axes)
-        vector = np.zeros(self._length, np.float32)
-        for part in self._parts:
-            value = observation
-            for key in part.path:
-                value = value[key]
-            if part.sizes is None:
-                value = np.asarray(value)
-                if value.size != part.length:  # assigning would broadcast it
-                    raise part.unfit(value)
-                vector[part.offset : part.end] = value.reshape(-1)
-            elif part.single:
-                position = int(value) - part.first
-                if not 0 <= position < part.length:
-                    raise part.unfit(value)
-                vector[part.offset + position] = 1.0
-            else:
-                vector[part.ones(value, 1)[0]] = 1.0
-        return vector
-
-    def many(self, observations: Any, num_envs: int) -> Array:
-        """The arrays of N observations that stand side by side, as vector environments give them: `[N, O...]`.
-
-        Raises:
-            UserError: an entry is not in its space.
-        """
-        if not self._flat:
-            part = self._parts[0]
-            values = np.asarray(_at(observations, part.path))
-            return values if part.axes is None else values.transpose(0, *(axis + 1 for axis in part.axes))
-        vectors = np.zeros((num_envs, self._length), np.float32)
-        rows = np.arange(num_envs)[:, None]
-        for part in self._parts:
-            values = np.asarray(_at(observations, part.path))
-            if part.sizes is not None:
-                vectors[rows, part.ones(values, num_envs)] = 1.0
-                continue
-            if values.size != num_envs * part.length:
-                raise part.unfit(values)
-            vectors[:, part.offset : part.end] = values.reshape(num_envs, -1)
-        return vectors
-
-    def mask(self, observation: Any) -> Any:
-        """The entry that says which actions are allowed, as it is; None where the layout names none."""
-        return None if self._mask_path is None else _at(observation, self._mask_path)
-
-
-class _Part(NamedTuple):
-    """An entry of a layout, prepared for speed."""
-
-    path: Path
-    offset: int
-    end: int
-    length: int
-    axes: tuple[int, ...] | None
-    sizes: Array | None  # [k] of one-hots; None: numbers that are taken as they are
-    start: Array | None  # [k]
-    bases: Array | None  # [k] where each one-hot begins
-    single: bool  # one one-hot
-    first: int  # its start
-    kind: str
-
-    def ones(self, values: Any, rows: int) -> Array:
-        """[rows, k], where the ones stand."""
-        assert self.sizes is not None
-        assert self.start is not None
-        assert self.bases is not None
-        position: Array = np.asarray(values).astype(np.int64)
-        if position.size != rows * len(self.sizes):
-            raise self.unfit(values)
-        position = position.reshape(rows, -1) - self.start
-        if ((position < 0) | (position >= self.sizes)).any():
-            raise self.unfit(values)
-        return position + self.bases
-
-    def unfit(self, value: Any) -> UserError:
-        return UserError(
-            f"the observation at {_place(self.path)} is not in its space of kind {self.kind}: the environment shows "
-            f"{' '.join(str(value).split())[:80]}"
-        )
-
-
-def _part(entry: dict[str, Any]) -> _Part:
-    hot = "sizes" in entry
-    sizes = np.array(entry["sizes"], np.int64) if hot else None
-    start = np.array(entry["start"], np.int64) if hot else None
-    offset, length = entry["offset"], entry["length"]
-    return _Part(
-        path=tuple(entry["path"]),
-        offset=offset,
-        end=offset + length,
-        length=length,
-        axes=tuple(entry["axes"]) if "axes" in entry else None,
-        sizes=sizes,
-        start=start,
-        bases=None if sizes is None else offset + np.concatenate(([0], np.cumsum(sizes)[:-1])),
-        single=entry["kind"] == "Discrete",
-        first=entry["start"][0] if hot else 0,
-        kind=entry["kind"],
-    )
 
 
 def _leaves(space: gym.Space[Any], path: Path = ()) -> Iterator[tuple[Path, gym.Space[Any]]]:
@@ -249,7 +125,7 @@ def _leaves(space: gym.Space[Any], path: Path = ()) -> Iterator[tuple[Path, gym.
 
 def _check(leaf: gym.Space[Any], path: Path, name: str) -> None:
     """Refuses an entry that cannot become numbers."""
-    where = f" at {_place(path)}" if path else ""
+    where = f" at {place(path)}" if path else ""
     if not isinstance(leaf, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         raise UserError(f"{name} has observations of {short(leaf)}{where}, and {SUPPORTED}")
     if isinstance(leaf, spaces.Box) and (leaf.dtype is None or leaf.dtype.kind not in "fiub"):
@@ -307,13 +183,15 @@ def _bound(leaf: Any, side: str, otherwise: float, entry: dict[str, Any]) -> Arr
         return getattr(leaf, side).reshape(-1).astype(np.float32)  # type: ignore[no-any-return]
 
 
-def _at(tree: Any, path: Any) -> Any:
+def at(tree: Any, path: Any) -> Any:
+    """The entry of a nested observation or space."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-def _place(path: Any) -> str:
+def place(path: Any) -> str:
+    """A path for a message."""
     return ".".join(map(str, path)) or "its top"
 
 

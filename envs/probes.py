@@ -5,6 +5,7 @@ Each is usable by name, as `rlplatform train rlplatform.envs.probes:Catch`. The 
 before it is wrong in what that one adds.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -203,6 +204,152 @@ class ActionAndObservation(_Probe):
 
 
 PROBES = (ConstantReward, ObservationReward, TwoSteps, ActionReward, ActionAndObservation)
+
+
+class Masked(gym.Env[Any, np.int64]):
+    """Random action masks: the observation is -1 or 1; best is the last allowed action at 1, and the first one at -1.
+
+    Every step draws a new observation and a new mask, in which each action is allowed with a chance of one half and one
+    of them surely. The reward of action a is `o (2 a / (A - 1) - 1)`; a forbidden one raises an AssertionError.
+
+    Args:
+        by: where the mask stands: in the `info`, or as an entry of the `observation`.
+        num_actions: A, at least 2.
+        ending: the chance that a step ends the episode.
+        action_start: the first action's number.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own declaration
+
+    def __init__(
+        self,
+        by: Literal["info", "observation"] = "info",
+        num_actions: int = 5,
+        ending: float = 0.2,
+        action_start: int = 0,
+    ) -> None:
+        if by not in ("info", "observation"):
+            raise UserError(f"by must be 'info' or 'observation'; got {by!r}")
+        self.by, self.ending, self.start = by, ending, action_start
+        value = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        mask = gym.spaces.MultiBinary(num_actions)
+        self.observation_space = value if by == "info" else gym.spaces.Dict(action_mask=mask, value=value)
+        self.action_space = gym.spaces.Discrete(num_actions, start=action_start)
+        self.value, self.mask = 1.0, np.ones(num_actions, np.bool_)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draws an observation and a mask."""
+        super().reset(seed=seed)
+        return self._drawn()
+
+    def step(self, action: np.int64) -> Step:
+        """Rewards an allowed action, and draws the next observation and mask."""
+        index = int(action) - self.start
+        if not self.mask[index]:
+            raise AssertionError(f"action {action} is forbidden; allowed are {np.flatnonzero(self.mask).tolist()}")
+        reward = self.value * (2.0 * index / (len(self.mask) - 1) - 1.0)
+        over = bool(self.np_random.random() < self.ending)
+        observation, info = self._drawn()
+        return observation, reward, over, False, info
+
+    def exact_q(self, gamma: float) -> tuple[Observation, NDArray[np.float64]]:
+        """`[-1]` and `[1]`, and the Q-values there `[2, A]`: of the allowed actions, and of the others were they so."""
+        count = len(self.mask)
+        rewards = 2.0 * np.arange(count) / (count - 1) - 1.0
+        best = 0.0  # the expectation of the greatest reward that is allowed
+        for sure, others in itertools.product(range(count), itertools.product((False, True), repeat=count - 1)):
+            allowed = np.insert(others, sure, True)
+            best += rewards[allowed].max() / (count * 2 ** (count - 1))
+        goes_on = gamma * (1.0 - self.ending)
+        following = goes_on * best / (1.0 - goes_on)
+        return np.array([[-1.0], [1.0]], np.float32), np.stack([-rewards, rewards]) + following
+
+    def _drawn(self) -> tuple[Any, dict[str, Any]]:
+        self.value = float(self.np_random.choice([-1.0, 1.0]))
+        self.mask = self.np_random.random(len(self.mask)) < 0.5
+        self.mask[self.np_random.integers(len(self.mask))] = True
+        value, mask = np.array([self.value], np.float32), self.mask.astype(np.int8)
+        return (value, {"action_mask": mask}) if self.by == "info" else ({"action_mask": mask, "value": value}, {})
+
+
+class Signals(gym.Env[Any, np.int64]):
+    """One step under an observation of many parts, each of which decides which action is right.
+
+    A Dict of a Box of one number s, -1 or 1; a MultiDiscrete; a Tuple of a Discrete and a MultiBinary; and a Text that
+    says nothing. Action `(dials + gear + lamp) mod 3`, all counted from 0, gives s, the others give -s.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own declaration
+    sizes = (2, 2, 2, 3, 2)  # of the sign, the two dials, the gear and the lamp
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Dict(
+            sign=gym.spaces.Box(-1.0, 1.0, (1,), np.float64),
+            dials=gym.spaces.MultiDiscrete([2, 2], start=[0, 5]),
+            panel=gym.spaces.Tuple((gym.spaces.Discrete(3, start=1), gym.spaces.MultiBinary(1))),
+            note=gym.spaces.Text(8),
+        )
+        self.action_space = gym.spaces.Discrete(3)
+        self.state: tuple[int, ...] = (0,) * len(self.sizes)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draws every part."""
+        super().reset(seed=seed)
+        self.state = tuple(self.np_random.integers(self.sizes).tolist())
+        return self._observation(), {}
+
+    def step(self, action: np.int64) -> Step:
+        """Ends the episode with its reward; the observation stays."""
+        return self._observation(), self._reward(self.state, int(action)), True, False, {}
+
+    def exact_q(self, gamma: float) -> tuple[Observation, NDArray[np.float64]]:
+        """Every observation as a vector `[S, 9]`, sign, dials, gear and lamp, and the Q-values there `[S, 3]`."""
+        vectors, q = [], []
+        for state in itertools.product(*map(range, self.sizes)):
+            sign, first, second, gear, lamp = state
+            dials = [*np.eye(2)[first], *np.eye(2)[second]]
+            vectors.append([2.0 * sign - 1.0, *dials, *np.eye(3)[gear], lamp])
+            q.append([self._reward(state, action) for action in range(3)])
+        return np.array(vectors, np.float32), np.array(q)
+
+    @staticmethod
+    def _reward(state: tuple[int, ...], action: int) -> float:
+        sign = 2.0 * state[0] - 1.0
+        return sign if action == sum(state[1:]) % 3 else -sign
+
+    def _observation(self) -> dict[str, Any]:
+        sign, first, second, gear, lamp = self.state
+        return {
+            "dials": np.array([first, 5 + second]),
+            "note": "steady",
+            "panel": (np.int64(1 + gear), np.array([lamp], np.int8)),
+            "sign": np.array([2.0 * sign - 1.0]),
+        }
+
+
+class Dials(_Probe):
+    """One step with an action of two components, `[-1, 2]` to `[1, 5]`; the observation o is -1 or 1.
+
+    With i and j the components counted from 0, the reward is `o (2 i - j) / 4`: best is `[1, 2]` at 1, `[-1, 5]` at -1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space: Any = gym.spaces.MultiDiscrete([3, 4], start=[-1, 2])
+
+    def first(self) -> Observation:
+        """-1 or 1."""
+        return self._coin()
+
+    def step(self, action: Any) -> Step:
+        """Ends the episode with its reward."""
+        first, second = action[0] + 1, action[1] - 2
+        return self.observation.copy(), float(self.observation[0] * (2 * first - second) / 4.0), True, False, {}
+
+    def exact_q(self, gamma: float) -> tuple[Observation, NDArray[np.float64]]:
+        """`[-1]` and `[1]`, and the Q-values there `[2, 12]`, the first component varying slowest."""
+        scores = np.array([(2 * first - second) / 4.0 for first in range(3) for second in range(4)])
+        return np.array([[-1.0], [1.0]], np.float32), np.stack([-scores, scores])
 
 
 class Catch(gym.Env[NDArray[np.uint8], np.int64]):

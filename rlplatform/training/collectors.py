@@ -103,8 +103,8 @@ class HostCollector:
                 over = block.terminated[t] | truncated[t]
                 if over.any():
                     self._frame, infos = self._env.reset(options={"reset_mask": over})
-                    if self._mask is not None:  # the others' infos came with the step
-                        self._mask = np.where(over[:, None], self._mask_of(infos), self._mask)
+                    if self._mask is not None:  # the others' masks came with the step
+                        self._mask[over] = envs.mask_of(infos, num_envs, self._num_masked)[over]
         self._blocks += 1
         return self._marked(block, truncated, cut)
 

@@ -1,10 +1,12 @@
 """The example environments keep Gymnasium's contract and their own promises."""
 
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -14,12 +16,16 @@ from rlplatform.envs import probes
 from rlplatform.errors import UserError
 
 
-@pytest.mark.parametrize("make", [probes.Counting, *probes.PROBES, probes.Catch, probes.RandomMDP])
+@pytest.mark.parametrize(
+    "make", [probes.Counting, *probes.PROBES, probes.Catch, probes.RandomMDP, probes.Signals, probes.Dials]
+)
 def test_gymnasiums_checker_passes(make: Any) -> None:
     check_env(make(), skip_render_check=True)  # the checker renders registered environments only
     name = f"rlplatform.envs.probes:{make.__name__}"
     assert envs.id_of(make) == name
-    assert envs.make_single(EnvironmentConfig(id=name)).unwrapped.__class__ is make
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*text at note is left out")
+        assert envs.make_single(EnvironmentConfig(id=name)).unwrapped.__class__ is make
 
 
 def test_counting_tells_identity_episode_and_step_and_ends_on_schedule() -> None:
@@ -154,3 +160,79 @@ def test_another_mdp_seed_is_another_process_and_the_same_one_the_same() -> None
     one, same, other = probes.RandomMDP(mdp_seed=1), probes.RandomMDP(mdp_seed=1), probes.RandomMDP(mdp_seed=2)
     assert_array_equal(one.transitions, same.transitions)
     assert not np.array_equal(one.rewards, other.rewards)
+
+
+# --- of other spaces --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["info", "observation"])
+def test_a_forbidden_action_is_an_error_and_an_allowed_one_pays_by_its_place(by: Any) -> None:
+    env, random = probes.Masked(by, num_actions=4, action_start=3), np.random.default_rng(0)
+    seen: list[Any] = []
+    for seed in range(30):
+        shown, info = env.reset(seed=seed)
+        observation, mask = (shown, info["action_mask"]) if by == "info" else (shown["value"], shown["action_mask"])
+        assert env.observation_space.contains(shown)
+        assert mask.any()
+        seen.append((float(observation[0]), *mask.tolist()))
+        action = int(random.choice(np.flatnonzero(mask)))
+        for forbidden in np.flatnonzero(mask == 0):
+            with pytest.raises(AssertionError, match="is forbidden"):
+                env.step(np.int64(3 + forbidden))
+        _, reward, *_ = env.step(np.int64(3 + action))
+        assert reward == pytest.approx(float(observation[0]) * [-1.0, -1 / 3, 1 / 3, 1.0][action])
+    assert len(set(seen)) > 10
+
+
+def test_the_best_allowed_action_pays_its_q_values_on_average() -> None:
+    env, gamma = probes.Masked(num_actions=3, ending=0.3), 0.8
+    observations, q = env.exact_q(gamma)
+    returns: dict[tuple[int, int], list[float]] = {}
+    shown, info = env.reset(seed=0)
+    for _ in range(6_000):
+        row = int(shown[0] > 0)
+        first = int(env.np_random.choice(np.flatnonzero(info["action_mask"])))
+        action, total, discount, over = first, 0.0, 1.0, False
+        while not over:
+            shown, reward, over, _, info = env.step(np.int64(action))
+            total, discount = total + discount * reward, discount * gamma
+            allowed = np.flatnonzero(info["action_mask"])
+            action = int(allowed[q[int(shown[0] > 0)][allowed].argmax()])
+        returns.setdefault((row, first), []).append(total)
+        shown, info = env.reset()
+    assert len(returns) == q.size
+    for (row, action), totals in returns.items():
+        assert_allclose(np.mean(totals), q[row, action], atol=4.5 * np.std(totals) / np.sqrt(len(totals)))
+    assert_array_equal(observations, [[-1.0], [1.0]])
+
+
+def test_signals_show_and_pay_what_their_q_values_say() -> None:
+    env: Any = probes.Signals()
+    observations, q = env.exact_q(0.9)
+    rows = {tuple(observation): values for observation, values in zip(observations.tolist(), q, strict=True)}
+    assert len(rows) == len(q) == 48
+    parts = {key: part for key, part in env.observation_space.items() if key != "note"}
+    seen = set()
+    for seed in range(400):
+        shown, _ = env.reset(seed=seed)
+        vector = tuple(spaces.flatten(spaces.Dict(**parts), {key: shown[key] for key in parts}).tolist())
+        seen.add(vector)
+        assert env.step(np.int64(seed % 3))[1] == rows[vector][seed % 3]
+    assert seen == rows.keys()
+
+
+def test_dials_pay_what_their_q_values_say_and_the_best_is_known() -> None:
+    env = probes.Dials()
+    observations, q = env.exact_q(0.9)
+    actions = [[first, second] for first in (-1, 0, 1) for second in (2, 3, 4, 5)]
+    for observation, values in zip(observations, q, strict=True):
+        for action, value in zip(actions, values, strict=True):
+            env.reset(seed=0)
+            env.observation = observation.copy()
+            assert env.step(np.array(action))[1] == value
+    assert [actions[best] for best in q.argmax(axis=1)] == [[-1, 5], [1, 2]]
+
+
+def test_a_mask_elsewhere_is_refused() -> None:
+    with pytest.raises(UserError, match="by must be 'info' or 'observation'; got 'reward'"):
+        probes.Masked("reward")  # type: ignore[arg-type]

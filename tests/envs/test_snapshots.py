@@ -30,8 +30,12 @@ def assert_continues_alike(first: Any, second: Any, steps: int, seed: int) -> No
     start = envs.spec_of(first).action_start
     for _ in range(steps):
         actions = start + random.integers(0, envs.spec_of(first).num_actions, first.num_envs)
-        for ours, theirs in zip(first.step(actions), second.step(actions), strict=True):
-            assert_array_equal(ours, theirs)
+        (*ours, info), (*theirs, other_info) = first.step(actions), second.step(actions)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_array_equal(mine, other)
+        assert info.keys() == other_info.keys()
+        for key in info:
+            assert_array_equal(info[key], other_info[key])
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,10 @@ def assert_continues_alike(first: Any, second: Any, steps: int, seed: int) -> No
         ("rlplatform.envs.probes:Counting", 3),
         ("rlplatform.envs.probes:RandomMDP", 2),
         ("rlplatform.envs.probes:Catch", 2),
+        ("rlplatform.envs.probes:Dials", 2),
+        ("FrozenLake-v1", 3),
+        ("Taxi-v4", 2),
+        ("Blackjack-v1", 2),
     ],
 )
 @settings(max_examples=5)

@@ -1,5 +1,7 @@
 """What an environment shows and takes."""
 
+import dataclasses
+import json
 from typing import Any
 
 import gymnasium as gym
@@ -49,18 +51,17 @@ def test_a_vector_environment_has_the_spec_of_its_single_one() -> None:
 @pytest.mark.parametrize(
     ("observation", "action", "words"),
     [
-        (spaces.Discrete(16), spaces.Discrete(2), ["Discrete(16)", "Box observations", "FlattenObservation"]),
-        (spaces.Dict(a=spaces.Box(0, 1, (2,))), spaces.Discrete(2), ["Dict", "FlattenObservation"]),
-        (spaces.Tuple((spaces.Discrete(2),)), spaces.Discrete(2), ["Tuple", "FlattenObservation"]),
-        (spaces.MultiBinary(4), spaces.Discrete(2), ["MultiBinary(4)", "FlattenObservation"]),
-        (spaces.Text(5), spaces.Discrete(2), ["Text", "Box observations"]),
-        (spaces.Box(0, 1, ()), spaces.Discrete(2), ["shape ()", "(1,)"]),
+        (spaces.Text(5), spaces.Discrete(2), ["Text", "supported are"]),
+        (spaces.Graph(spaces.Box(0, 1, (2,)), None), spaces.Discrete(2), ["Graph", "supported are"]),
         (spaces.Box(0, 1, (3, 0)), spaces.Discrete(2), ["shape (3, 0)", "size 0"]),
-        (spaces.Box(0, 1, (2,)), spaces.Box(-1, 1, (1,)), ["actions of Box(-1.0, 1.0, (1,)", "Discrete actions"]),
-        (spaces.Box(0, 1, (2,)), spaces.MultiDiscrete([2, 2]), ["MultiDiscrete([2 2])", "Discrete actions"]),
+        (spaces.Box(0, 1, (2,)), spaces.Box(-1, 1, (1,)), ["actions of Box(-1.0, 1.0, (1,)", "supported are"]),
+        (spaces.Discrete(16), spaces.Discrete(2), ["rlplatform.envs.make"]),
+        (spaces.Dict(a=spaces.Box(0, 1, (2,))), spaces.Discrete(2), ["rlplatform.envs.make"]),
+        (spaces.Box(0, 255, (3, 40, 40), np.uint8), spaces.Discrete(2), ["rlplatform.envs.make"]),
+        (spaces.Box(0, 1, (2,)), spaces.MultiDiscrete([2, 2]), ["rlplatform.envs.make"]),
     ],
 )
-def test_other_spaces_are_refused_with_what_is_supported(
+def test_other_spaces_and_those_that_are_not_adapted_are_refused(
     observation: gym.Space[Any], action: gym.Space[Any], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as refusal:
@@ -68,6 +69,30 @@ def test_other_spaces_are_refused_with_what_is_supported(
     for word in ["Shell", *words]:
         assert word in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_spec_holds_what_was_adapted_as_json_does() -> None:
+    space = spaces.Tuple((spaces.Discrete(3, start=1), spaces.Box(-1, 1, (2,))))
+    env = envs.Adapter(Shell(space, spaces.MultiDiscrete([2, 3], start=[4, 0])))
+    spec = envs.spec_of(env)
+    assert spec == envs.Spec(
+        (5,),
+        "float32",
+        6,
+        layout={
+            "flat": True,
+            "entries": [
+                {"path": [0], "kind": "Discrete", "shape": [], "dtype": "int64", "offset": 0, "length": 3}
+                | {"sizes": [3], "start": [1]},
+                {"path": [1], "kind": "Box", "shape": [2], "dtype": "float32", "offset": 3, "length": 2},
+            ],
+            "left_out": [],
+            "action_mask": None,
+        },
+        action_layout={"kind": "MultiDiscrete", "sizes": [2, 3], "start": [4, 0], "shape": [2], "dtype": "int64"},
+    )
+    tree = json.loads(json.dumps(dataclasses.asdict(spec)))
+    assert envs.Spec(**tree | {"observation_shape": tuple(tree["observation_shape"])}) == spec
 
 
 def test_a_box_of_objects_is_refused() -> None:
