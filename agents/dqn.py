@@ -20,6 +20,7 @@ from rlplatform.agents.normalization import Normalization
 from rlplatform.agents.optimizer import Adam
 from rlplatform.config import Config
 from rlplatform.experience import Batch, Block
+from rlplatform.experience.draws import random_uniform
 
 
 class UpdateMetrics(NamedTuple):
@@ -137,7 +138,7 @@ class DQN(tf.Module):
         if self._config.head == "quantile":
             return tf.constant(midpoints(self._config.num_quantiles))
         if self._config.head == "implicit_quantile":
-            return tf.random.stateless_uniform([self._config.num_quantiles], self._stream(2 + stream), alg="philox")
+            return random_uniform([self._config.num_quantiles], self._stream(2 + stream))
         return None
 
     def _stream(self, index: int) -> tf.Tensor:

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from rlplatform.config import NetworkConfig
+from rlplatform.experience.draws import random_normal
 
 COSINES = 64  # n in Dabney et al. 2018b, eq. 4
 MIDPOINTS = 64  # quantiles that the greedy policy of an implicit quantile network averages over
@@ -115,7 +116,7 @@ def fresh_noise(network: Any, seed: tf.Tensor) -> Iterator[None]:
     noisy = [layer for layer in network.submodules if isinstance(layer, NoisyDense)]
     if noisy:
         sizes = [size for layer in noisy for size in (layer.inputs, layer.units)]
-        normal = tf.random.stateless_normal([sum(sizes)], seed, alg="philox")
+        normal = random_normal(sum(sizes), seed)
         scaled = tf.sign(normal) * tf.sqrt(tf.abs(normal))  # f in Fortunato et al. 2018, under eq. 11
         parts = iter(tf.split(scaled, sizes))
         for layer in noisy:

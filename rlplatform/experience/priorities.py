@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from rlplatform.experience.draws import random_uniform
+
 WIDTH = 32
 """Children of a node. XLA on CPU scatters one element after the other and gathers whole rows fast, so few levels of
 wide rows win over many of narrow ones: four levels hold a million slots."""
@@ -71,7 +73,7 @@ def stratified(count: int, groups: int, total: tf.Tensor, seed: tf.Tensor) -> tf
 
     Schaul et al. 2016, appendix B.2.1: a batch then covers the whole range of priorities.
     """
-    draw = tf.random.stateless_uniform([groups, count], seed, alg="philox")
+    draw = random_uniform([groups, count], seed)
     return tf.reshape((tf.range(count, dtype=tf.float32) + draw) / count * total, [-1])
 
 
