@@ -164,9 +164,15 @@ def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any]
             "dtype": spec.observation_dtype,
             "frame_shape": list(spec.observation_shape),
             "frame_stack": environment.frame_stack,
+            "layout": spec.layout,
         },
-        "action": {"count": spec.num_actions, "start": spec.action_start, "mask": spec.action_mask},
-        "preprocessing": _preprocessing(environment.frame_stack),
+        "action": {
+            "count": spec.num_actions,
+            "start": spec.action_start,
+            "mask": subject.golden.masks is not None,
+            "layout": spec.action_layout,
+        },
+        "preprocessing": _preprocessing(environment.frame_stack, spec.layout),
         "variants": {"float": FLOAT_FILE, "int8": INT8_FILE},
         "default": "float",
         "network": {
@@ -191,14 +197,20 @@ def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any]
     return manifest, {FLOAT_FILE: {}, INT8_FILE: int8}
 
 
-def _preprocessing(frame_stack: int) -> list[str]:
+def _preprocessing(frame_stack: int, layout: dict[str, Any] | None) -> list[str]:
     """What must happen to a frame before the files see it, in sentences."""
-    if frame_stack == 1:
-        return []
-    return [
-        f"the newest {frame_stack} frames are joined along the last axis, oldest first; an episode's first frame fills "
-        "all of them (Policy.reset and Policy.step do this)"
-    ]
+    sentences = []
+    if layout is not None:
+        sentences.append(
+            "the environment's own observation becomes one array, as observation.layout says (Policy.act and "
+            "Policy.step do this)"
+        )
+    if frame_stack > 1:
+        sentences.append(
+            f"the newest {frame_stack} frames are joined along the last axis, oldest first; an episode's first frame "
+            "fills all of them (Policy.reset and Policy.step do this)"
+        )
+    return sentences
 
 
 def _default(verification: Verification) -> str:

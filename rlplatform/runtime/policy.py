@@ -10,12 +10,12 @@ import numpy as np
 from .errors import BundleError, ObservationError
 from .frames import FrameStack
 from .graph import open_graph
+from .layout import Layout
 from .manifest import read_file, read_manifest
 from .masks import best_allowed, mask_check
+from .observations import SMALL, Observations
 
 Array = np.ndarray[Any, Any]
-
-_SMALL = 64  # Up to this many numbers, Python's own sum tells fastest whether all are finite.
 
 
 class Policy:
@@ -76,7 +76,7 @@ class Policy:
         self.frame_stack: int = manifest["observation"]["frame_stack"]
         self._dtype = np.dtype(self.observation_dtype)
         self._frames = FrameStack(tuple(manifest["observation"]["frame_shape"]), self.frame_stack)
-        self._finite = _finite_check(self.observation_shape, self._dtype)
+        self._observations = self._contract()
         content, scaling = read_file(folder, manifest, self.file), manifest["files"][self.file].get("input_scaling")
         self._graph = open_graph(content, str(folder / self.file), num_threads, scaling)
         self._check_contract(folder)
@@ -88,8 +88,10 @@ class Policy:
         """The greedy action for one observation `[O...]`, as the environment counts: `action_start` is the first.
 
         Args:
-            observation: frames already stacked.
-            action_mask: `[A]` bool, or 0 and 1 as integers: which actions are allowed.
+            observation: frames already stacked. Where the environment's own observation is of another form (a dict, a
+                tuple, a whole number, an image with channels first) and one frame is an observation, that is taken too.
+            action_mask: `[A]` bool, or 0 and 1 as integers: which actions are allowed. It may stand in the observation,
+                if it does in the environment's.
 
         Raises:
             ObservationError: the observation has another shape or kind of dtype, or holds NaN or infinity; or the mask
@@ -103,7 +105,7 @@ class Policy:
         Raises:
             ObservationError: like `act`.
         """
-        return self._graph.q_values(self._checked(observation))
+        return self._graph.q_values(self._observations.checked(observation))
 
     def act_batch(self, observations: Any, action_masks: Any = None) -> Array:
         """The greedy actions `[N]` int64 for `[N, O...]`, under masks `[N, A]`: the same answers as `act`, one by one.
@@ -132,17 +134,27 @@ class Policy:
         """The greedy action after one more frame of the episode, which is stacked onto those before it.
 
         Args:
-            frame: what the environment gave, `[F...]`; not stacked.
+            frame: what the environment gave, in its own form or as an array `[F...]`; not stacked.
             action_mask: as for `act`.
 
         Raises:
             ObservationError: like `act`, for the frame.
         """
-        if np.shape(frame) != self._frames.frame_shape:
-            raise ObservationError(
-                f"a frame must have shape {list(self._frames.frame_shape)}; got {list(np.shape(frame))}"
-            )
-        return self.act(self._frames.push(frame), action_mask)
+        if action_mask is None and self.needs_mask:
+            action_mask = self._observations.mask(frame)
+        return self._decide(self._frames.push(self._observations.frame(frame)), action_mask)
+
+    def components(self, action: int) -> Any:
+        """What the environment takes for an action of `act`: an array, where its actions have several components.
+
+        Args:
+            action: from `act`, `act_batch` or `step`.
+        """
+        layout = self.manifest["action"].get("layout")
+        if layout is None:
+            return action
+        components = np.stack(np.unravel_index(action, layout["sizes"])) + np.array(layout["start"])
+        return components.reshape(layout["shape"]).astype(layout["dtype"])
 
     # --- how a decision is made -------------------------------------------------------------------------------------
 
@@ -150,7 +162,8 @@ class Policy:
         """The decision as one closure: at a microsecond per decision, every attribute that is looked up counts."""
         write, invoke, read = self._graph.write, self._graph.invoke, self._graph.read
         target, action, q = self._graph.observation.index, self._graph.action, self._graph.q.index
-        start, checked, quantise, among = self.action_start, self._checked, self._graph.quantise, self._decide_among
+        start, quantise = self.action_start, self._graph.quantise
+        checked, among = self._observations.checked, self._decide_among
 
         def decide(observation: Any, action_mask: Any = None) -> int:
             if action_mask is not None:
@@ -160,7 +173,7 @@ class Policy:
             invoke()
             return start + (int(read(q, 0).argmax()) if action is None else read(action.index, 0).item())
 
-        small = self._dtype == np.float32 and len(self.observation_shape) == 1 and self.observation_shape[0] <= _SMALL
+        small = self._dtype == np.float32 and len(self.observation_shape) == 1 and self.observation_shape[0] <= SMALL
         if action is None or quantise is not None or start or not small:
             return decide
         index, dtype, isfinite = action.index, self._dtype, math.isfinite
@@ -185,7 +198,7 @@ class Policy:
         graph = self._graph
         write, invoke, read, start = graph.write, graph.invoke, graph.read, self.action_start
         target, mask_target, action, q = graph.observation.index, graph.action_mask, graph.action, graph.q.index
-        checked, quantise, allowed = self._checked, graph.quantise, mask_check(self.num_actions)
+        checked, quantise, allowed = self._observations.checked, graph.quantise, mask_check(self.num_actions)
 
         def decide(observation: Any, action_mask: Any) -> int:
             observation, mask = checked(observation), allowed(action_mask)
@@ -207,56 +220,21 @@ class Policy:
         return decide_by_file
 
     def _mask_missing(self, observation: Any, action_mask: Any = None) -> int:
-        """The decision where a mask is needed: refuses, if it was not given."""
+        """The decision where a mask is needed: refuses, if none was given and none stands in the observation."""
+        if action_mask is None:
+            action_mask = self._observations.mask(observation)
         if action_mask is not None:
             return self._decide_among(observation, action_mask)
-        self._checked(observation)  # What is wrong with the observation is said first.
+        self._observations.checked(observation)  # What is wrong with the observation is said first.
         raise ObservationError(
             f"this policy's environment offers action masks, and a decision needs one of shape [{self.num_actions}]: "
             "act(observation, action_mask)"
         )
 
-    def _checked(self, observation: Any) -> Array:
-        """The observation `[O...]` in the contract's dtype, all of it finite.
-
-        Raises:
-            ObservationError: it is not one.
-        """
-        as_agreed = (
-            type(observation) is np.ndarray
-            and observation.dtype is self._dtype
-            and observation.shape == self.observation_shape
-        )
-        array: Array = observation if as_agreed else self._admit(observation)
-        if not self._finite(array):
-            index = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
-            raise ObservationError(f"an observation must be finite; got {array[index]} at {list(index)}")
-        return array
-
-    def _admit(self, observation: Any) -> Array:
-        """The observation as an array of the contract's shape and dtype, where that changes no meaning."""
-        try:
-            given = np.asarray(observation)
-        except ValueError:
-            raise ObservationError("an observation must be one array; got sequences of unequal lengths") from None
-        if given.shape != self.observation_shape:
-            hint = ""
-            if self.frame_stack > 1 and given.shape == self._frames.frame_shape:
-                hint = f": that is one frame, and `act` takes {self.frame_stack} stacked; use reset() and step(frame)"
-            elif given.shape[1:] == self.observation_shape:
-                hint = ": for a batch, use act_batch"
-            raise ObservationError(
-                f"an observation must have shape {list(self.observation_shape)}; got {list(given.shape)}{hint}"
-            )
-        if self._dtype == np.uint8:
-            if given.dtype != np.uint8:
-                raise ObservationError(
-                    f"an observation must be uint8, from 0 to 255 as the environment gives it; got {given.dtype}"
-                )
-        elif given.dtype.kind not in "fiu":
-            raise ObservationError(f"an observation must hold real numbers ({self._dtype}); got {given.dtype}")
-        with np.errstate(over="ignore"):  # Too great for float32 becomes infinite, which is refused.
-            return np.ascontiguousarray(given, self._dtype)
+    def _contract(self) -> Observations:
+        described, frame_shape = self.manifest["observation"].get("layout"), self._frames.frame_shape
+        layout = None if described is None else Layout(described, frame_shape)
+        return Observations(self.observation_shape, self._dtype, frame_shape, self.frame_stack, layout)
 
     def _check_contract(self, folder: pathlib.Path) -> None:
         graph, name = self._graph, folder / self.file
@@ -281,18 +259,6 @@ class Policy:
                 f"{name} takes action masks of shape {list(mask.shape)} and dtype {mask.dtype}, but policy.json says "
                 f"{[1, self.num_actions]} and bool"
             )
-
-
-def _finite_check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[Array], bool]:
-    """Whether all numbers are finite, exactly; for 4 numbers in 0.3 µs, where `np.isfinite(...).all()` needs 1.8."""
-    if dtype.kind != "f":
-        return lambda observation: True
-    if math.prod(shape) > _SMALL:
-        return lambda observation: bool(np.isfinite(observation).all())
-    isfinite = math.isfinite  # Of float64 sums, which float32 numbers cannot overflow.
-    if len(shape) == 1:
-        return lambda observation: isfinite(sum(observation.tolist()))
-    return lambda observation: isfinite(sum(observation.ravel().tolist()))
 
 
 def _join(shape: tuple[int, ...]) -> str:

@@ -92,8 +92,9 @@ def test_the_bundle_holds_what_it_promises(exported):
     assert {"policy.tflite", "policy_int8.tflite", "golden.npz", "saved_model/saved_model.pb"} <= set(manifest["files"])
     assert manifest["environment"]["id"] == "CartPole-v1"
     assert manifest["environment"]["gymnasium"] == gym.__version__
-    assert manifest["observation"] == {"shape": [4], "dtype": "float32", "frame_shape": [4], "frame_stack": 1}
-    assert manifest["action"] == {"count": 2, "start": 0, "mask": False}
+    observation = {"shape": [4], "dtype": "float32", "frame_shape": [4], "frame_stack": 1, "layout": None}
+    assert manifest["observation"] == observation
+    assert manifest["action"] == {"count": 2, "start": 0, "mask": False, "layout": None}
     assert manifest["network"]["folds"] == ["centred the values of the actions"]
     provenance = manifest["provenance"]
     assert (provenance["seed"], provenance["steps"], provenance["run"]) == (7, 12_345, "run")
@@ -353,7 +354,8 @@ def test_a_microcontrollers_bundle_of_stacked_frames_and_shifted_actions_plays_a
     assert verification.passed
     assert api.evaluate(tmp_path / "bundle", episodes=2).evaluation.returns.tolist() == [500.0, 500.0]
     manifest = read(tmp_path / "bundle")
-    assert manifest["observation"] == {"shape": [8], "dtype": "float32", "frame_shape": [4], "frame_stack": 2}
+    observation = {"shape": [8], "dtype": "float32", "frame_shape": [4], "frame_stack": 2, "layout": None}
+    assert manifest["observation"] == observation
     assert manifest["preprocessing"]
     assert len(manifest["files"]["policy_int8.tflite"]["input_scaling"]["offset"]) == 8
     policy = Policy(tmp_path / "bundle", "int8")

@@ -100,7 +100,16 @@ def named(name, index):
 
 
 def write_bundle(
-    folder, shape=(4,), frame_shape=None, frame_stack=1, dtype="float32", start=0, count=2, mask=None, **files
+    folder,
+    shape=(4,),
+    frame_shape=None,
+    frame_stack=1,
+    dtype="float32",
+    start=0,
+    count=2,
+    mask=None,
+    layout=None,
+    **files,
 ):
     """A bundle with the given variants; what is not the runtime's business is left out."""
     folder.mkdir(exist_ok=True)
@@ -115,6 +124,7 @@ def write_bundle(
             "dtype": dtype,
             "frame_shape": list(frame_shape or shape),
             "frame_stack": frame_stack,
+            "layout": layout,
         },
         "action": {"count": count, "start": start} | ({} if mask is None else {"mask": mask}),
         "variants": {},
@@ -410,6 +420,89 @@ def test_masks_go_with_frames_and_with_actions_that_begin_elsewhere(tmp_path):
 def test_a_file_that_does_not_fit_what_the_manifest_says_of_masks_is_refused(tmp_path, content, mask, sentence):
     with pytest.raises(BundleError, match=sentence):
         Policy(write_bundle(tmp_path / "b", count=5, mask=mask, float=content))
+
+
+# --- observations of the environment's own form ---------------------------------------------------------------------
+
+BOX = {"path": ["place"], "kind": "Box", "shape": [2], "dtype": "float64", "offset": 0, "length": 2}
+CARD = {"path": ["card"], "kind": "Discrete", "shape": [], "dtype": "int64", "offset": 2, "length": 3}
+LAYOUT = {
+    "flat": True,
+    "entries": [BOX, {**CARD, "sizes": [3], "start": [1]}],
+    "left_out": [],
+    "action_mask": ["action_mask"],
+}
+FIVE = np.random.default_rng(2).normal(0, 1, (5, 5)).astype(np.float32)  # [A, O]
+
+
+def structured_policy(folder, **options):
+    options = {
+        "shape": (5,),
+        "count": 5,
+        "mask": True,
+        "layout": LAYOUT,
+        "float": linear_file(FIVE, mask="bool"),
+    } | options
+    return Policy(write_bundle(folder, **options))
+
+
+def test_a_dict_is_taken_like_the_vector_that_it_means(tmp_path):
+    policy = structured_policy(tmp_path / "b")
+    for place, card, mask in zip(observations(30, width=2), [1, 2, 3] * 10, random_masks(30), strict=True):
+        vector = np.concatenate([place, np.eye(3, dtype=np.float32)[card - 1]])
+        expected = np.where(mask, FIVE @ vector, -np.inf).argmax()
+        given = {"place": place.astype(np.float64), "card": card, "action_mask": mask.astype(np.int8)}
+        assert [policy.act(given), policy.act(given, mask), policy.step(given)] == [expected] * 3
+        assert policy.act(vector, mask) == expected
+        np.testing.assert_array_equal(policy.q_values(given), policy.q_values(vector))
+        other = np.roll(mask, 1)  # What is given beside an observation goes over what stands in it.
+        assert policy.act(given, other) == np.where(other, FIVE @ vector, -np.inf).argmax()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"card": 4}, "an observation's entry 'card' must lie between 1 and 3; got 4"),
+        ({"card": 0}, "an observation's entry 'card' must lie between 1 and 3; got 0"),
+        ({"card": 1.5}, "an observation's entry 'card' must hold whole numbers; got float64"),
+        ({"place": np.zeros(3)}, "an observation's entry 'place' must have shape [2]; got [3]"),
+        ({"place": ["a", "b"]}, "an observation's entry 'place' must hold numbers; got <U1"),
+        ({"place": [0.0, np.nan]}, "an observation must be finite; got nan at [1]"),
+        ({"place": [0.0, 1e39]}, "an observation must be finite; got inf at [1]"),
+        ({"place": None}, "an observation's entry 'place' must have shape [2]; got []"),
+    ],
+)
+def test_an_entry_that_is_not_in_its_space_is_refused_by_its_name(tmp_path, change, sentence):
+    policy = structured_policy(tmp_path / "b")
+    given = {"place": [0.1, 0.2], "card": 1, "action_mask": [1, 1, 0, 0, 0]} | change
+    for ask in (policy.act, policy.q_values):
+        with pytest.raises(ObservationError) as refusal:
+            ask(given)
+        assert str(refusal.value) == sentence
+
+
+def test_an_entry_that_is_missing_is_named(tmp_path):
+    policy = structured_policy(tmp_path / "b")
+    for missing in ("place", "card", "action_mask"):
+        given = {"place": [0.1, 0.2], "card": 1, "action_mask": [1, 1, 0, 0, 0]}
+        del given[missing]
+        with pytest.raises(ObservationError, match=f"must have an entry '{missing}'"):
+            policy.act(given)
+
+
+def test_frames_of_the_environments_own_form_are_stacked(tmp_path):
+    kernel = np.random.default_rng(3).normal(0, 1, (2, 10)).astype(np.float32)
+    layout = LAYOUT | {"action_mask": None}
+    policy = structured_policy(
+        tmp_path / "b", shape=(10,), frame_shape=(5,), frame_stack=2, count=2, mask=None, layout=layout,
+        float=linear_file(kernel),
+    )  # fmt: skip
+    first, second = ({"place": [x, -x], "card": card} for x, card in ((0.5, 3), (0.7, 1)))
+    vectors = np.array([[0.5, -0.5, 0, 0, 1], [0.7, -0.7, 1, 0, 0]])
+    assert policy.step(first) == (kernel @ np.concatenate([vectors[0], vectors[0]])).argmax()
+    assert policy.step(second) == (kernel @ vectors.ravel()).argmax()
+    with pytest.raises(ObservationError, match="that is one frame, and `act` takes 2 stacked"):
+        policy.act(first)
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------
