@@ -50,7 +50,7 @@ class Layout:
         """
         if not self._flat:
             value = _numbers(self._entries[0], _at(observation, self._entries[0]["path"]))
-            return value.transpose(self._entries[0].get("axes"))
+            return value.transpose(self._entries[0]["axes"]) if "axes" in self._entries[0] else value
         vector = np.zeros(self._frame_shape, np.float32)
         for entry in self._entries:
             value, start = _at(observation, entry["path"]), entry["offset"]
