@@ -110,9 +110,9 @@ class Replay(tf.Module):
             error: [M] float32, at least 0.
         """
         assert self._alpha is not None
-        error = tf.where(tf.math.is_finite(error), error, 0.0)  # a run that diverges is stopped by its loss
+        drawn = self.priorities.get(slot) > 0.0  # where no slot is live, the draws fall on dead ones
+        error = tf.where(drawn & tf.math.is_finite(error), error, 0.0)  # a run that diverges is stopped by its loss
         self.greatest.assign(tf.maximum(self.greatest, tf.reduce_max(error)))
-        drawn = self.priorities.get(slot) > 0.0  # by rounding, a draw can fall beside every live slot
         self.priorities.set(slot, tf.where(drawn, tf.pow(error + PRIORITY_OFFSET, self._alpha), 0.0))
 
     def _prioritize_new(self, steps: int) -> None:
@@ -123,10 +123,11 @@ class Replay(tf.Module):
         """
         newest = self.rows_written + steps
         row = newest - steps - self.n_step + tf.range(steps + self.n_step + self.frame_stack - 1, dtype=tf.int64)
-        whole = tf.logical_and(row >= 0, row < newest - self.n_step)
-        if self.frame_stack > 1:  # a ring that was emptied in the middle of a run fills again in mid-episode
-            begins = tf.reduce_all(tf.gather(self.first, tf.range(self.num_envs)))
-            whole &= begins | (newest > self.rows) | (row >= self.frame_stack - 1)
+        lost = tf.cast(self._lost(newest), tf.int64)
+        oldest = tf.maximum(newest - self.rows, 0) + lost
+        whole = tf.logical_and(row >= oldest, row < newest - self.n_step)
+        # Rows from the newest on are the ring's oldest. While none of those is lost, they stay as they are.
+        row = tf.where((row >= newest) & (lost == 0), newest - 1, row)
         ring_row = tf.cast(row % self.rows, tf.int32)
         slots = tf.reshape(ring_row[:, None] * self.num_envs + tf.range(self.num_envs)[None], [-1])
         live = tf.repeat(whole, self.num_envs) & ~tf.gather(self.dead, slots)
@@ -144,7 +145,7 @@ class Replay(tf.Module):
         """
         end = self._next_row()
         start = end - tf.cast(tf.minimum(self.rows_written, self.rows), tf.int32)  # below 0: the ring has come round
-        low, high = start + self._lost(), end - self.n_step
+        low, high = start + self._lost(self.rows_written), end - self.n_step
         draw = tf.random.stateless_uniform(
             [count], seed, minval=0, maxval=(high - low) * self.num_envs, dtype=tf.int32, alg="philox"
         )
@@ -199,8 +200,8 @@ class Replay(tf.Module):
         """Traced: [] int32, the ring row that is written next. The count itself outgrows 32 bits in a long run."""
         return tf.cast(self.rows_written % self.rows, tf.int32)
 
-    def _lost(self) -> tf.Tensor | int:
-        """Traced: how many of the oldest rows lack a frame of their stack.
+    def _lost(self, written: tf.Tensor) -> tf.Tensor | int:
+        """Traced: how many of the oldest rows lack a frame of their stack, when `written` rows have been written.
 
         None where the oldest row is the first of all and begins every environment's episode; a ring that was emptied in
         the middle of a run fills again in the middle of episodes.
@@ -208,7 +209,7 @@ class Replay(tf.Module):
         if self.frame_stack == 1:
             return 0
         begins = tf.reduce_all(tf.gather(self.first, tf.range(self.num_envs)))
-        return tf.where((self.rows_written <= self.rows) & begins, 0, self.frame_stack - 1)
+        return tf.where((written <= self.rows) & begins, 0, self.frame_stack - 1)
 
     def _slot(self, row: tf.Tensor, env: tf.Tensor) -> tf.Tensor:
         return (row % self.rows) * self.num_envs + env
