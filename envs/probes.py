@@ -265,9 +265,10 @@ class Masked(gym.Env[Any, np.int64]):
         return np.array([[-1.0], [1.0]], np.float32), np.stack([-rewards, rewards]) + following
 
     def _drawn(self) -> tuple[Any, dict[str, Any]]:
-        self.value = float(self.np_random.choice([-1.0, 1.0]))
-        self.mask = self.np_random.random(len(self.mask)) < 0.5
-        self.mask[self.np_random.integers(len(self.mask))] = True
+        draws = self.np_random.random(len(self.mask) + 2)
+        self.value = 1.0 if draws[0] < 0.5 else -1.0
+        self.mask = draws[2:] < 0.5
+        self.mask[int(draws[1] * len(self.mask))] = True
         value, mask = np.array([self.value], np.float32), self.mask.astype(np.int8)
         return (value, {"action_mask": mask}) if self.by == "info" else ({"action_mask": mask, "value": value}, {})
 

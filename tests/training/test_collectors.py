@@ -6,6 +6,7 @@ Python lists.
 """
 
 import collections
+import itertools
 import pickle
 
 import gymnasium as gym
@@ -15,11 +16,11 @@ import tensorflow as tf
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from rlplatform import devices, envs
-from rlplatform.config import Config
-from rlplatform.envs.probes import Counting
+from rlplatform.config import Config, EnvironmentConfig
+from rlplatform.envs.probes import Counting, Masked
 from rlplatform.envs.serial import SerialVectorEnv
 from rlplatform.experience import Replay
 from rlplatform.training import HostCollector, Learner
@@ -455,3 +456,202 @@ def test_images_of_two_axes_are_stacked_in_acting_as_in_learning():
     assert seen.dtype == np.uint8
     assert_array_equal(batch.action.numpy()[live], chosen(seen.reshape(len(seen), -1).astype(np.float32)))
     assert_array_equal(seen[:, 0, 2, 0], np.maximum(seen[:, 0, 2, 1].astype(int) - 1, 0))
+
+
+# --- action masks -----------------------------------------------------------------------------------------------------
+
+
+class Listing(Masked):
+    """`Masked` that keeps what it shows and takes, episode by episode: [value, mask, action or None] each."""
+
+    def __init__(self, by="info", ending=0.2):
+        super().__init__(by, ACTIONS, ending, START)
+        self.episodes = []
+
+    def reset(self, **kwargs):
+        self.episodes.append([])
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.episodes[-1][-1][2] = int(action) - START
+        return super().step(action)
+
+    def _drawn(self):
+        shown = super()._drawn()
+        self.episodes[-1].append([self.value, self.mask.tolist(), None])
+        return shown
+
+
+def listing(mode, num_envs, by, ending=0.2):
+    """Environments that list what they live through, and the vector of them."""
+    made = []
+
+    def one():
+        made.append(Listing(by, ending))
+        return made[-1]
+
+    def whole(num_envs):
+        return gym.vector.SyncVectorEnv([one] * num_envs, autoreset_mode=mode)
+
+    config = EnvironmentConfig(id="mine", num_envs=num_envs)
+    env = envs.make(config, factory=one if mode is AutoresetMode.NEXT_STEP else whole)
+    for each in made:
+        each.episodes = []  # without what looking for masks has shown
+    return made, env
+
+
+class Liking(Choosing):
+    """Likes the last action best, then the one before it, and so on; or the first, where the observation is -1."""
+
+    def __init__(self, num_actions=ACTIONS):
+        super().__init__()
+        self.num_actions = num_actions
+
+    def q_values(self, observation):
+        return observation[:, -1:] * np.arange(self.num_actions)
+
+
+def masked_collector(mode, num_envs, steps, by, epsilon=0.5, ending=0.2):
+    made, env = listing(mode, num_envs, by, ending)
+    config = configured(num_envs, steps, 2 * steps, epsilon=epsilon)
+    return made, HostCollector(config, env, envs.spec_of(env), Liking())
+
+
+@each_mode
+@pytest.mark.parametrize("by", ["info", "observation"])
+def test_each_slot_has_the_mask_that_belongs_to_its_observation(mode, by):
+    made, collector = masked_collector(mode, 3, 11, by)
+    blocks = [collector.collect(np.zeros(1))[0] for _ in range(6)]
+    for index, env in enumerate(made):
+        expected = []
+        for episode in env.episodes:
+            final = mode is AutoresetMode.NEXT_STEP  # has a slot of its own
+            expected.extend(episode if final or episode[-1][2] is not None else episode[:-1])
+        given = [
+            [float(block.observation[t, index, 0]), block.action_mask[t, index].tolist(), int(block.action[t, index])]
+            for block in blocks
+            for t in range(11)
+        ]
+        assert len(given) == 66
+        assert len(env.episodes) > 5
+        for (value, mask, action), (shown, allowed, taken) in zip(given, expected, strict=False):
+            assert (value, mask) == (shown, allowed)
+            assert taken in (None, action)
+
+
+@each_mode
+@pytest.mark.parametrize("by", ["info", "observation"])
+def test_a_collector_with_masks_that_is_saved_goes_on_exactly(mode, by):
+    _, collector = masked_collector(mode, 3, 7, by)
+    for _ in range(2):
+        collector.collect(np.zeros(1))
+    state = pickle.loads(pickle.dumps(collector.state()))
+    _, other = masked_collector(mode, 3, 7, by)
+    assert other.load_state(state)
+    for _ in range(3):
+        (one, ended), (two, also_ended) = collector.collect(np.zeros(1)), other.collect(np.zeros(1))
+        for field in one._fields:
+            assert_array_equal(getattr(one, field), getattr(two, field), err_msg=field)
+        assert ended == also_ended
+
+
+@each_mode
+def test_where_masked_environments_cannot_be_saved_the_cut_row_keeps_its_mask(mode):
+    _, collector = masked_collector(mode, 3, 4, "info")
+    collector.collect(np.zeros(1))
+    state = collector.state()
+    made, other = masked_collector(mode, 3, 4, "info")
+    assert not other.load_state(state | {"env": None})
+    for env in made:
+        env.episodes = []
+    block, _ = other.collect(np.zeros(1))
+    assert_array_equal(block.action_mask[0], state["mask"])
+    for index, env in enumerate(made):
+        assert block.action_mask[1, index].tolist() == env.episodes[0][0][1]
+
+
+@each_mode
+def test_random_actions_are_uniform_among_the_allowed(mode):
+    _, collector = masked_collector(mode, 8, 2_000, "info", epsilon=1.0)
+    block, _ = collector.collect(np.zeros(1))
+    masks, actions = block.action_mask.reshape(-1, ACTIONS), block.action.ravel()
+    assert masks[np.arange(len(masks)), actions].all()
+    for mask in itertools.product([False, True], repeat=ACTIONS):
+        taken = actions[(masks == mask).all(axis=1)]
+        if not any(mask):
+            assert len(taken) == 0
+            continue
+        share = np.bincount(taken, minlength=ACTIONS) / len(taken)
+        assert_allclose(share, np.array(mask) / sum(mask), atol=4 * 0.5 / np.sqrt(len(taken)))
+
+
+@each_mode
+def test_the_greedy_action_is_the_best_of_the_allowed(mode):
+    _, collector = masked_collector(mode, 8, 200, "info", epsilon=0.0)
+    block, _ = collector.collect(np.zeros(1))
+    for value, mask, action in zip(
+        block.observation.ravel(), block.action_mask.reshape(-1, ACTIONS), block.action.ravel(), strict=True
+    ):
+        assert action == np.flatnonzero(mask)[-1 if value > 0 else 0]
+
+
+@each_mode
+@pytest.mark.parametrize("by", ["info", "observation"])
+@pytest.mark.parametrize("steps", [6_400, pytest.param(102_400, marks=pytest.mark.slow)])
+def test_no_forbidden_action_is_ever_taken(mode, by, steps):
+    """The environment itself raises at one; a third of the steps explore."""
+
+    def whole(num_envs):
+        return gym.vector.SyncVectorEnv([lambda: Masked(by, 5, 0.05, 2)] * num_envs, autoreset_mode=mode)
+
+    made = EnvironmentConfig(id="mine", num_envs=32)
+    single = mode is AutoresetMode.NEXT_STEP
+    env = envs.make(made, factory=(lambda: Masked(by, 5, 0.05, 2)) if single else whole)
+    config = configured(32, 100, 200, epsilon=1 / 3)
+    collector = HostCollector(config, env, envs.spec_of(env), Liking(5))
+    seen = np.zeros(5)
+    while collector.steps < steps:
+        block, _ = collector.collect(np.zeros(1))
+        seen += np.bincount(block.action[~block.dead], minlength=5)
+        assert block.action_mask.shape == (100, 32, 5)
+    assert seen.sum() > 0.9 * steps
+    assert seen.min() > 0.02 * steps
+
+
+@each_mode
+def test_without_masks_the_draws_are_those_of_before(mode):
+    """Written down before there were masks: saved runs go on with them."""
+    config = configured(2, 6, epsilon=1.0, seed=9)
+    collector = collector_for(config, mode)
+    block, _ = collector.collect(np.zeros(1))
+    assert block.action_mask.shape == (6, 2, 0)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([9, 0], spawn_key=(1,))))
+    at_once = 4_096 // 12
+    rng.random((at_once, 6, 2), np.float32)
+    assert_array_equal(block.action, rng.integers(ACTIONS, size=(at_once, 6, 2), dtype=np.int32)[0])
+
+
+@each_mode
+def test_an_environment_that_gives_masks_only_at_times_leaves_the_rest_free(mode):
+    class Sometimes(Counting):
+        def step(self, action):
+            observation, reward, terminated, truncated, _ = super().step(action)
+            assert self.step_in_episode != 2 or action == START + 1
+            info = {"action_mask": [0, 1, 0]} if self.step_in_episode == 1 else {}
+            return observation, reward, terminated, truncated, info
+
+        def reset(self, **kwargs):
+            observation, _ = super().reset(**kwargs)
+            return observation, {"action_mask": [1, 1, 0]}
+
+    def vector(num_envs):
+        return gym.vector.SyncVectorEnv(
+            [lambda: Sometimes((4, 3), ENDS, ACTIONS, START)] * num_envs, autoreset_mode=mode
+        )
+
+    env = envs.make(EnvironmentConfig(id="mine", num_envs=3), factory=vector)
+    collector = HostCollector(configured(3, 60, 120), env, envs.spec_of(env), Choosing())
+    block, _ = collector.collect(np.zeros(1))
+    expected = {0: [True, True, False], 1: [False, True, False]}
+    for frame, mask in zip(block.observation.reshape(-1, 3), block.action_mask.reshape(-1, ACTIONS), strict=True):
+        assert mask.tolist() == expected.get(int(frame[2]), [True] * 3)
