@@ -367,3 +367,57 @@ def test_a_microcontrollers_bundle_of_stacked_frames_and_shifted_actions_plays_a
         total, over = total + reward, terminated or truncated
     env.close()
     assert total == 500.0
+
+
+# --- action masks ---------------------------------------------------------------------------------------------------
+
+
+def masked_run(path, by):
+    """A run whose best policy is that of `probes.Masked`: the last allowed action at 1, the first one at -1."""
+    config = Config().replace(
+        environment={"id": "rlplatform.envs.probes:Masked", "kwargs": {"by": by}}, network={"hidden_units": [8]}
+    )
+    env = envs.make_single(config.environment)
+    env.reset(seed=0)
+    run = Run(path, config, envs.spec_of(env))
+    env.close()
+    path.mkdir()
+    run.create("0")
+    up = np.repeat([1.0, 0.0], 4)
+    worth = np.linspace(-1, 1, 5)
+    weights = [2 * up[None] - 1, np.zeros(8), np.where(up[:, None] == 1, worth, -worth) / 4, np.full(5, 3.0)]
+    observations = np.array([[-1.0], [1.0]] * 50, np.float32)
+    run.save_best(Best(1, 1.0, [weight.astype(np.float32) for weight in weights]), observations)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("by", "target"), [("observation", "cpu"), pytest.param("info", "mcu", marks=pytest.mark.slow)]
+)
+def test_a_policy_under_masks_is_exported_verified_and_never_takes_what_is_forbidden(tmp_path, by, target):
+    run = masked_run(tmp_path / "run", by)
+    verification = export(run, tmp_path / "bundle", target=target, episodes=20)
+    assert verification.passed
+    network, float_row, int8_row = verification.rows
+    assert network.mean == float_row.mean == int8_row.mean  # the same actions in every step of every episode
+    assert network.mean.estimate > 1.0 > verification.random_return  # actions at random are worth nothing
+    assert float_row.visited.overall == int8_row.visited.overall == 1.0
+    manifest = read(tmp_path / "bundle")
+    assert manifest["action"]["mask"]
+    with np.load(tmp_path / "bundle" / "golden.npz") as golden:
+        observations, masks, actions = golden["observations"], golden["masks"], golden["actions"]
+    expected = [
+        np.flatnonzero(mask)[-1 if value > 0 else 0] for value, mask in zip(observations[:, 0], masks, strict=True)
+    ]
+    np.testing.assert_array_equal(actions, expected)
+    assert api.evaluate(tmp_path / "bundle", episodes=3).evaluation.mean > 0.5
+    for variant in ("float", "int8"):
+        policy = Policy(tmp_path / "bundle", variant)
+        np.testing.assert_array_equal(policy.act_batch(observations, masks), expected)
+        with pytest.raises(ValueError, match="a decision needs one of shape"):
+            policy.act(observations[0])
+    if by == "observation":
+        given = {"value": np.array([1.0], np.float32), "action_mask": np.array([1, 0, 1, 0, 0], np.int8)}
+        assert policy.act(given) == 2
+        given["value"] = -given["value"]
+        assert policy.act(given) == 0
