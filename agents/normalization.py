@@ -41,6 +41,8 @@ class Normalization(tf.Module):
         """Traced: takes a block's slots into account; dead slots count as observations, not as rewards."""
         if self._layer is not None:
             frames = tf.cast(block.observation, tf.float32)
+            if block.observation.dtype == tf.uint8:
+                frames *= 1.0 / 255.0  # as the network scales bytes before it standardises them
             frames = tf.reshape(frames, [-1, *frames.shape[2:]])
             frames = frames[..., None] if frames.shape.rank == 3 else frames  # [H, W] is one channel
             stacked = tf.concat([frames] * self._frame_stack, axis=-1)  # every frame of a stack has the same statistics
