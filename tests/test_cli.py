@@ -23,7 +23,7 @@ QUICK = [
     *("--set", "training.gradient_steps=2", "--set", "training.learning_starts=32", "--set", "training.batch_size=8"),
     *("--set", "replay.capacity=256", "--set", "evaluation.episodes=2"),
 ]
-COMMANDS = ("train", "evaluate", "compress", "export", "verify", "benchmark", "list")
+COMMANDS = ("train", "evaluate", "compress", "export", "verify", "benchmark", "sweep", "list")
 MY_ENV = '''
 import gymnasium as gym
 import numpy as np
@@ -192,7 +192,31 @@ def test_help_and_version_of_the_whole(typed):
         ("export nowhere --out b --target mcv", "unknown --target 'mcv'; did you mean 'mcu'?"),
         ("verify nowhere", "nowhere"),
         ("benchmark speed --task cartpol", "cartpole"),
-        ("benchmark sped", "unknown what 'sped'; did you mean 'speed'?"),
+        ("benchmark sped", "unknown benchmark 'sped'; did you mean 'speed'?"),
+        ("benchmark", "BENCHMARK"),
+        ("benchmark speed --tsak cartpole", "unknown argument '--tsak'; did you mean '--task'?"),
+        ("benchmark speed --envs CartPole-v1", "unknown argument '--envs'"),
+        ("benchmark returns", "--envs is missing"),
+        ("benchmark returns --envs CartPole-v1 --out r.json", "--presets is missing"),
+        ("benchmark returns --envs CartPole-v1 --presets dqn", "--out is missing"),
+        ("benchmark returns --envs CartPole-v1, --presets dqn --out r.json", "names with commas between are needed"),
+        ("benchmark returns --envs CartPol-v1 --presets dqn --out r.json", "did you mean 'CartPole-v1'?"),
+        ("benchmark returns --envs CartPole-v1 --presets dqnn --out r.json", "did you mean 'dqn'?"),
+        ("benchmark returns --envs CartPole-v1 --presets dqn --out r.json --seeds 0", "at least 1 is needed; got 0"),
+        (
+            "benchmark returns --envs CartPole-v1 --presets dqn --out r.json --set agent.gama=1",
+            "did you mean 'agent.gamma'?",
+        ),
+        ("benchmark returns --table nowhere.json", "there is no file nowhere.json"),
+        ("benchmark returns --table r.json --envs CartPole-v1", "--table shows a file that is there"),
+        ("benchmark returns --tabel r.json", "unknown argument '--tabel'; did you mean '--table'?"),
+        ("sweep CartPole-v1 --out s", "--trials"),
+        ("sweep CartPole-v1 --trials 3", "--out"),
+        ("sweep CartPole-v1 --trials 0 --out s", "at least 1 is needed; got 0"),
+        ("sweep CartPol-v1 --trials 3 --out s", "did you mean 'CartPole-v1'?"),
+        ("sweep CartPole-v1 --trials 3 --out s --preset dqnn", "did you mean 'dqn'?"),
+        ("sweep CartPole-v1 --trials 3 --out s --space no.toml", "there is no file no.toml"),
+        ("sweep CartPole-v1 --trials 3 --out s --spaec a.toml", "unknown argument '--spaec'; did you mean '--space'?"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_one_sentence(words, sentence, refused, tmp_path, monkeypatch):
@@ -293,7 +317,7 @@ def test_every_door_opens():
         done = subprocess.run([sys.executable, *door, "list", "presets"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0
         assert "rainbow" in done.stdout
-    for name in ("train", "evaluate", "compress", "export", "verify", "benchmark"):
+    for name in ("train", "evaluate", "compress", "export", "verify", "benchmark", "sweep"):
         done = subprocess.run(
             [sys.executable, ROOT / "scripts" / f"{name}.py", "--help"], cwd="/", capture_output=True, text=True
         )

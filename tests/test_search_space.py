@@ -1,5 +1,8 @@
 """What a sweep varies: around a preset, from a file, and what becomes of a configuration."""
 
+import pathlib
+import re
+
 import pytest
 
 from rlplatform import config, search_space
@@ -128,3 +131,13 @@ def test_a_wrong_space_is_refused_by_one_sentence(read, text, sentence):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         search_space.read(tmp_path / "space.toml", config.resolve("CartPole-v1", "dqn"))
+
+
+def test_the_space_in_the_documentation_is_one(read):
+    page = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    base = config.resolve("CartPole-v1", "dqn")
+    space = read(shown, base)
+    search_space.check(space, base)
+    assert space["updates_per_step"] == Range(0.1, 1.0, log=True)
+    assert "agent.gamma" not in space
