@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rlplatform.config import EnvironmentConfig
-from rlplatform.envs.probes import Catch, Counting
+from rlplatform.envs.probes import Catch, Counting, Masked
 from rlplatform.errors import RunError, UserError
 from rlplatform.training import Evaluation, check_filming, evaluate, evaluation, greedy, record
 
 ACTIONS, START = 3, 2
+ENDS = ("terminated", "truncated", "both")
 
 
-def counting(lengths=(3, 5, 1, 2), ends=("terminated", "truncated", "both")):
+def counting(lengths=(3, 5, 1, 2), ends=ENDS):
     return lambda: Counting(lengths, ends, ACTIONS, START)
 
 
@@ -252,3 +253,112 @@ def test_what_needs_a_package_to_be_filmed_is_refused_before_anything_is_played(
     flat = EnvironmentConfig(id="Undrawable", kwargs={"picture": [[0]]})
     with pytest.raises(UserError, match=r"frames of shape \[1, 1\]; a video needs \[H, W, 3\]"):
         check_filming(flat, Undrawable)
+
+
+# --- action masks and other spaces ------------------------------------------------------------------------------------
+
+
+def liking(observation, action_mask):
+    """The last allowed action at 1, the first at -1: the best of `Masked`."""
+    values = observation[:, -1:] * np.arange(action_mask.shape[1])
+    return np.where(action_mask, values, -np.inf).argmax(axis=1)
+
+
+@pytest.mark.parametrize("by", ["info", "observation"])
+@pytest.mark.parametrize("frame_stack", [1, 2])
+@pytest.mark.parametrize("episodes", [300, pytest.param(5_000, marks=pytest.mark.slow)])
+def test_no_forbidden_action_is_ever_taken(by, frame_stack, episodes):
+    """The environment itself raises at one; an episode has 20 steps on average."""
+    kwargs = {"by": by, "num_actions": 4, "ending": 0.05, "action_start": 2}
+    environment = EnvironmentConfig(id="rlplatform.envs.probes:Masked", frame_stack=frame_stack, kwargs=kwargs)
+    played = evaluate(liking, environment, range(episodes))
+    assert played.lengths.sum() > 15 * episodes
+    greedily = evaluate(greedy(Places(4)), environment, range(episodes))
+    for ours, theirs in zip(greedily, played, strict=True):
+        assert_array_equal(ours, theirs)
+
+
+class Places:
+    """An actor whose values are the actions' places, turned round where the observation is -1."""
+
+    def __init__(self, num_actions):
+        self.num_actions = num_actions
+
+    def q_values(self, observation):
+        return observation[:, -1:] * np.arange(self.num_actions, dtype=np.float32)
+
+
+def test_the_mask_is_the_one_that_was_shown_beside_the_observation():
+    """Each environment's own, whatever is played beside it and however many are left."""
+    shown = {}
+
+    class Numbered(Counting):
+        def reset(self, **kwargs):
+            observation, _ = super().reset(**kwargs)
+            return observation, self._info()
+
+        def step(self, action):
+            assert self._info()["action_mask"][action - START]
+            *rest, _ = super().step(action)
+            return *rest, self._info()
+
+        def _info(self):
+            free = (self.identity + self.step_in_episode) % ACTIONS
+            shown[self.identity, self.step_in_episode] = [place == free for place in range(ACTIONS)]
+            return {"action_mask": np.array(shown[self.identity, self.step_in_episode], np.int8)}
+
+    def act(observation, action_mask):
+        assert action_mask.dtype == np.bool_
+        for (identity, _, step), mask in zip(observation.astype(int).tolist(), action_mask.tolist(), strict=True):
+            assert mask == shown[identity, step]
+        return action_mask.argmax(axis=1)
+
+    played = evaluate(act, EnvironmentConfig(), range(60), factory=lambda: Numbered((3, 9, 1), ENDS, ACTIONS, START))
+    assert played.lengths.tolist() == [(3, 9, 1)[seed % 3] for seed in range(60)]
+
+
+def test_without_masks_a_policy_is_given_the_observation_alone():
+    def act(*given):
+        assert len(given) == 1
+        return chosen(given[0])
+
+    evaluate(act, EnvironmentConfig(), range(3), factory=counting())
+
+
+def test_the_greedy_policy_takes_the_best_allowed_action():
+    act = greedy(Places(3))
+    observation = np.array([[1.0], [1.0], [-1.0]], np.float32)
+    mask = np.array([[True, True, False], [False, False, True], [False, True, True]])
+    assert act(observation, mask).tolist() == [1, 2, 1]
+    assert act(observation).tolist() == [2, 2, 0]
+
+
+def test_joint_actions_and_many_entries_are_played():
+    dials = EnvironmentConfig(id="rlplatform.envs.probes:Dials")
+    best = evaluate(lambda seen: np.where(seen[:, 0] > 0, 8, 3), dials, range(20))  # [1, 2] and [-1, 5]
+    right, left = (2 * 2 - 0) / 4, -(2 * 0 - 3) / 4
+    assert set(best.returns.tolist()) == {right, left}
+
+    def answer(seen):
+        """From the vector: sign, two one-hots of 2, one of 3, and a bit."""
+        total = seen[:, 2] + seen[:, 4] + seen[:, 5:8].argmax(axis=1) + seen[:, 8]
+        return (total + (seen[:, 0] < 0)).astype(np.int64) % 3
+
+    with pytest.warns(UserWarning, match="text at note is left out"):
+        played = evaluate(answer, EnvironmentConfig(id="rlplatform.envs.probes:Signals"), range(50))
+    assert played.returns.tolist() == [1.0] * 50
+
+
+def test_an_environment_with_masks_is_recorded_too():
+    class Drawn(Masked):
+        def __init__(self, render_mode=None):
+            super().__init__("observation")
+            self.render_mode = render_mode
+
+        def render(self):
+            return np.full((4, 5, 3), self.mask[0], np.uint8)
+
+    frames, episode_return, _ = record(liking, EnvironmentConfig(id="drawn"), 3, factory=Drawn)
+    played = evaluate(liking, EnvironmentConfig(id="drawn"), [3], factory=Drawn)
+    assert frames.shape == (played.lengths[0], 4, 5, 3)
+    assert episode_return == played.returns[0]
