@@ -62,7 +62,7 @@ def parser():
 def test_a_command_that_is_shown_is_one_that_the_command_line_takes(command):
     args = parser().parse_args(shlex.split(command, comments=True)[1:])
     assert callable(args.run)
-    if args.command == "train" and ".py:" not in args.env:
+    if args.command == "train" and ".py:" not in args.env and not (args.preset or "").endswith(".toml"):
         config.resolve(args.env, args.preset, args.set)
 
 
