@@ -3,7 +3,8 @@
 Knows no environment and no run. Adding an algorithm is adding a head or a flag here.
 """
 
-from rlplatform.agents.acting import Actor, make_actor
+from rlplatform.agents.acting import Actor, RecurrentActor, make_actor
 from rlplatform.agents.dqn import DQN, UpdateMetrics
+from rlplatform.agents.r2d2 import RecurrentDQN
 
-__all__ = ["DQN", "Actor", "UpdateMetrics", "make_actor"]
+__all__ = ["DQN", "Actor", "RecurrentActor", "RecurrentDQN", "UpdateMetrics", "make_actor"]

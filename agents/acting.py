@@ -19,6 +19,7 @@ from rlplatform.agents.layers import (
     fresh_noise,
     midpoints,
 )
+from rlplatform.agents.recurrent import Output, Recurrent
 
 Array = np.ndarray[Any, Any]
 
@@ -43,10 +44,12 @@ def make_actor(network: Any, seed: int = 0) -> Actor:
     """The fastest actor for a policy's network: numpy for dense layers (8 us a call), else a compiled copy (200 us).
 
     Args:
-        network: `[B, S...]` to `[B, A]`.
+        network: `[B, S...]` to `[B, A]`; or recurrent, with the state `[B, H]` as second input and output.
         seed: what the noise of a noisy network follows from.
     """
-    return NumpyActor(network, seed) if all(map(_runs_in_numpy, network.layers)) else CompiledActor(network, seed)
+    plain = all(map(_runs_in_numpy, network.layers))
+    actor = NumpyActor(network, seed) if plain else CompiledActor(network, seed)
+    return RecurrentActor(actor, int(network.inputs[1].shape[1])) if len(network.inputs) > 1 else actor
 
 
 def masked(q: Array, action_mask: Array | None) -> Array:
@@ -79,6 +82,39 @@ def split_weights(shapes: list[tuple[int, ...]], flat: Array) -> list[Array]:
     return weights
 
 
+class RecurrentActor:
+    """An actor that remembers: it keeps the state of each environment that it acts for, from one call to the next.
+
+    Rows are environments: those of all calls after a `begin` are the same ones, in the same order.
+
+    Args:
+        actor: computes values and states.
+        state_size: H.
+
+    Attributes:
+        state: [N, H] float32, after the last call; it is replaced, never written to.
+    """
+
+    def __init__(self, actor: "NumpyActor | CompiledActor", state_size: int) -> None:
+        self._actor, self._size = actor, state_size
+        self.state: Array = np.zeros((0, state_size), np.float32)
+
+    def load(self, weights: Array, draw: int | None = None) -> None:
+        """See `Actor`. The states stay, though other weights have made them."""
+        self._actor.load(weights, draw)
+
+    def begin(self, first: Array) -> None:
+        """Forgets what was before in those of the N environments whose episode begins now, `first` `[N]` bool."""
+        if len(self.state) != len(first):
+            self.state = np.zeros((len(first), self._size), np.float32)
+        self.state = np.where(first[:, None], np.float32(0.0), self.state)
+
+    def q_values(self, observation: Array) -> Array:
+        """See `Actor`; takes one step of every environment."""
+        q, self.state = self._actor.answers(observation, self.state)
+        return q
+
+
 class CompiledActor:
     """A copy of any network, called through one compiled function. Its noise is one draw for all environments."""
 
@@ -92,9 +128,9 @@ class CompiledActor:
         self._call = tf.function(self._network, autograph=False, reduce_retracing=True)
         self._call_noisy = tf.function(self._with_noise, autograph=False, reduce_retracing=True)
 
-    def _with_noise(self, observation: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def _with_noise(self, inputs: Any, seed: tf.Tensor) -> Any:
         with fresh_noise(self._network, seed):
-            return self._network(observation)
+            return self._network(inputs)
 
     def load(self, weights: Array, draw: int | None = None) -> None:
         """See `Actor`."""
@@ -103,12 +139,19 @@ class CompiledActor:
 
     def q_values(self, observation: Array) -> Array:
         """See `Actor`."""
-        inputs = tf.constant(observation, self._dtype)
+        return self._output(tf.constant(observation, self._dtype)).numpy()  # type: ignore[no-any-return]
+
+    def answers(self, observation: Array, state: Array) -> tuple[Array, Array]:
+        """A recurrent network's values `[N, A]`, and the states `[N, H]` after those that are given."""
+        q, after = self._output([tf.constant(observation, self._dtype), tf.constant(state)])
+        return q.numpy(), after.numpy()
+
+    def _output(self, inputs: Any) -> Any:
         if self._draw is None or not self._noisy:
-            return self._call(inputs).numpy()  # type: ignore[no-any-return]
+            return self._call(inputs)
         self._calls += 1
         words = np.random.SeedSequence([self._seed, self._draw, self._calls], spawn_key=(2,)).generate_state(2)
-        return self._call_noisy(inputs, tf.constant(words.astype(np.int32))).numpy()  # type: ignore[no-any-return]
+        return self._call_noisy(inputs, tf.constant(words.astype(np.int32)))
 
 
 class NumpyActor:
@@ -126,7 +169,7 @@ class NumpyActor:
             self._steps.append(
                 (_NUMPY_LAYERS[type(layer)](layer), [_key(tensor) for tensor in inputs], _key(layer.output))
             )
-        self._input, self._output = _key(network.input), _key(network.output)
+        self._inputs, self._outputs = (list(map(_key, part)) for part in (network.inputs, network.outputs))
         self._bound: list[tuple[Forward, list[int], int]] = []
 
     def load(self, weights: Array, draw: int | None = None) -> None:
@@ -140,10 +183,18 @@ class NumpyActor:
 
     def q_values(self, observation: Array) -> Array:
         """See `Actor`."""
-        values = {self._input: observation}
+        return self._run({self._inputs[0]: observation})[self._outputs[0]]
+
+    def answers(self, observation: Array, state: Array) -> tuple[Array, Array]:
+        """A recurrent network's values `[N, A]`, and the states `[N, H]` after those that are given."""
+        values = self._run(dict(zip(self._inputs, (observation, state), strict=True)))
+        return values[self._outputs[0]], values[self._outputs[1]]
+
+    def _run(self, values: dict[int, Array]) -> dict[int, Array]:
+        """The values of all tensors, from those of the inputs."""
         for function, inputs, output in self._bound:
             values[output] = function(*[values[key] for key in inputs])
-        return values[self._output]
+        return values
 
 
 Forward = Callable[..., Array]
@@ -243,6 +294,41 @@ def _expectation(layer: Any) -> Bind:
     return lambda weights, rng: forward
 
 
+def _recurrent(layer: Any) -> Bind:
+    step = _lstm_step if layer.kind == "lstm" else _gru_step
+
+    def bind(weights: dict[str, list[Array]], rng: np.random.Generator | None) -> Forward:
+        kernel, recurrent_kernel, bias = weights[layer.name]
+        return lambda features, state: step(features @ kernel, state, recurrent_kernel, bias)
+
+    return bind
+
+
+def _lstm_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Array:
+    units = len(kernel)
+    gates = projected + state[:, :units] @ kernel
+    gates += bias
+    candidate = np.tanh(gates[:, 2 * units : 3 * units])
+    gates = _sigmoid(gates)
+    cell = gates[:, units : 2 * units] * state[:, units:]
+    cell += gates[:, :units] * candidate
+    return np.concatenate((gates[:, 3 * units :] * np.tanh(cell), cell), axis=1)
+
+
+def _gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Array:
+    units = len(kernel)
+    projected += bias[0]
+    own = state @ kernel
+    own += bias[1]
+    gates = _sigmoid(projected[:, : 2 * units] + own[:, : 2 * units])
+    candidate = np.tanh(projected[:, 2 * units :] + gates[:, units:] * own[:, 2 * units :])
+    return candidate + gates[:, :units] * (state - candidate)  # type: ignore[no-any-return]
+
+
+def _sigmoid(values: Array) -> Array:
+    return 0.5 * np.tanh(0.5 * values) + 0.5  # without the overflow of an exponential
+
+
 def _runs_in_numpy(layer: Any) -> bool:
     plain = (keras.activations.relu, keras.activations.linear)
     return (
@@ -289,5 +375,7 @@ _NUMPY_LAYERS: dict[type, Any] = {
     ImplicitQuantiles: _implicit_quantiles,
     MeanQuantile: _stateless(lambda quantiles: quantiles.mean(axis=-1)),
     NoisyDense: _noisy_dense,
+    Output: lambda layer: lambda weights, rng: lambda state: state[:, : layer.units],
+    Recurrent: _recurrent,
     Standardize: _standardize,
 }

@@ -1,5 +1,6 @@
 """DQN: an online network, a slower target network, and one gradient update. Parts are flags of `AgentConfig`."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,38 +93,67 @@ class DQN(tf.Module):
             output = self._output(self.online, batch.observation, tau, noise=0)
             item = self._head.loss(output, batch.action, target, tau)
             loss = tf.reduce_mean(batch.weight * item.loss)
-        norm = self.optimizer.apply(tape.gradient(loss, variables), variables, learning_rate)
-        self.updates.assign_add(1)
-        self._update_target()
+        norm = self._step(tape.gradient(loss, variables), learning_rate)
         q = tf.reduce_max(self._head.q_values(output), axis=1)
         return UpdateMetrics(loss, norm, tf.sign(batch.weight) * item.td_error, q, item.priority)
 
+    def _step(self, gradients: list[tf.Tensor], learning_rate: tf.Tensor) -> tf.Tensor:
+        """Traced: one optimiser step, then the target update when it is due; the gradients' global norm."""
+        norm = self.optimizer.apply(gradients, self.online.trainable_variables, learning_rate)
+        self.updates.assign_add(1)
+        self._update_target()
+        return norm
+
     def _following(self, batch: Batch) -> Following:
-        """Traced: reward, discount, and the target network's view of what comes next under the policy that is learned.
+        """Traced: what comes next, under the target network.
 
         The online and the target network each have noise and quantile levels of their own, the online network the same
         ones that it is updated with.
         """
+        output = self._output(self.target, batch.next_observation, self._levels(1), noise=1)
+        chooser = here = output
+        if self._config.double:
+            chooser = self._output(self.online, batch.next_observation, self._levels(0), noise=0)
+        if self._config.munchausen:
+            here = self._output(self.target, batch.observation, self._levels(1), noise=1)
+        return self._followed(batch, output, chooser, here)
+
+    def _followed(self, batch: Batch, output: tf.Tensor, chooser: tf.Tensor, here: tf.Tensor) -> Following:
+        """Traced: reward, discount, and a network's view of what comes next under the policy that is learned.
+
+        Args:
+            batch: the transitions; its observations are not looked at.
+            output: the target network's, for the next observations.
+            chooser: that of the network whose policy is followed there.
+            here: the target network's for the observations, which Munchausen needs.
+        """
         config, mask = self._config, batch.next_action_mask
         reward = self.normalization.scaled(batch.reward)
-        output = self._output(self.target, batch.next_observation, self._levels(1), noise=1)
-        chooser = output
-        if config.double:
-            chooser = self._output(self.online, batch.next_observation, self._levels(0), noise=0)
         q = self._head.q_values(chooser)
         if not config.munchausen:
             return Following(reward, batch.discount, output, greedy_policy(q, mask), None)
         temperature = config.munchausen_temperature
-        here = self._head.q_values(self._output(self.target, batch.observation, self._levels(1), noise=1))
-        log_policy = take(log_soft_policy(here, temperature, batch.action_mask), batch.action)
+        log_policy = take(log_soft_policy(self._head.q_values(here), temperature, batch.action_mask), batch.action)
         reward += config.munchausen_alpha * tf.clip_by_value(log_policy, config.munchausen_clip, 0.0)
         bonus = -log_soft_policy(q, temperature, mask)
         return Following(reward, batch.discount, output, soft_policy(q, temperature, mask), bonus)
 
-    def _output(self, network: Any, observation: tf.Tensor, tau: tf.Tensor | None, noise: int) -> tf.Tensor:
-        """Traced: the head's raw output, with the noise of this update's stream `noise` where the network is noisy."""
-        implicit = self._config.head == "implicit_quantile" and tau is not None
-        inputs = [observation, tau[None]] if implicit else observation
+    def _output(
+        self, network: Any, observation: tf.Tensor, tau: tf.Tensor | None, noise: int, memory: Sequence[tf.Tensor] = ()
+    ) -> Any:
+        """Traced: what the network gives, with the noise of this update's stream `noise` where it is noisy.
+
+        Args:
+            network: the online or the target network.
+            observation: [B, S...].
+            tau: the quantile levels, where there are any.
+            noise: which stream of noise.
+            memory: what a recurrent network takes besides.
+        """
+        inputs = [observation, *memory]
+        if tau is not None and self._config.head == "implicit_quantile":
+            inputs.append(tau[None])
+        inputs = inputs if len(inputs) > 1 else observation
         if not self._noisy:
             return network(inputs)
         with fresh_noise(network, self._stream(noise)):

@@ -17,6 +17,7 @@ from rlplatform.agents.layers import (
     hidden_stream,
     linear,
 )
+from rlplatform.agents.recurrent import Output, Recurrent, state_size
 from rlplatform.config import Config, NetworkConfig, nearest
 from rlplatform.errors import UserError
 
@@ -50,6 +51,11 @@ def build(
         observation and the quantile levels `[1, K]`, the same for all items. The last Dense is `q`, or, when dueling,
         `Dueling` joins the Dense layers `value` and `advantage`.
 
+        A recurrent network takes the state `[B, H]` after the observation and gives the new one after its values. For
+        training it takes L rows of B sequences at once, time-major: observations `[L * B, O...]`, the state `[B, H]`
+        before the first row, `first` `[L, B]` (there an episode begins, and what was before is forgotten), then the
+        levels; and gives the output `[L * B, ...]` and the states `[L * B, H]` after each row.
+
     Raises:
         UserError: the torso is unknown or does not fit the observation.
     """
@@ -69,8 +75,15 @@ def build(
             f"got {made!r}"
         )
     features, stream = made
+    takes, gives = [observation], []
+    if config.is_recurrent:
+        memory = _memory_inputs(network, training)
+        states = Recurrent(network.recurrent, network.recurrent_units, name="recurrent")([features, *memory])
+        features = Output(network.recurrent_units, name="remembered")(states)
+        takes, gives = [observation, *memory], [states]
     implicit = agent.head == "implicit_quantile"
     tau = keras.Input(shape=(agent.num_quantiles,), name="tau") if implicit and training else None
+    takes += [] if tau is None else [tau]
     atoms = {"categorical": agent.num_atoms, "quantile": agent.num_quantiles}.get(agent.head, 1)
 
     def values(kind: str, count: int) -> Any:
@@ -93,7 +106,19 @@ def build(
         output = MeanQuantile(name="mean")(output)
     if not training and agent.head == "categorical":
         output = Expectation(agent.v_min, agent.v_max, name="expectation")(output)
-    return keras.Model(observation if tau is None else [observation, tau], output, name="q_network")
+    gives = [output, *gives]
+    return keras.Model(_alone(takes), _alone(gives), name="q_network")
+
+
+def _memory_inputs(network: NetworkConfig, training: bool) -> list[Any]:
+    """What a recurrent layer takes beside the features: the state, and for training where episodes begin."""
+    state = keras.Input(shape=(state_size(network),), name="state")
+    return [state, keras.Input(shape=(None,), dtype="bool", name="first")] if training else [state]
+
+
+def _alone(tensors: list[Any]) -> Any:
+    """The only one of the tensors, or all of them."""
+    return tensors[0] if len(tensors) == 1 else tensors
 
 
 def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:

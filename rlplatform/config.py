@@ -112,6 +112,10 @@ class NetworkConfig:
     noisy_sigma: float = _field(0.5, "the noise at first, over the root of a layer's inputs", 0.0, 10.0)
     layer_norm: bool = _field(False, "LayerNorm before the ReLU of dense hidden layers (Ba et al. 2016)")
     normalize_observations: bool = _field(False, "standardise each feature by running statistics, inside the network")
+    recurrent: Literal["none", "lstm", "gru"] = _field(
+        "none", "a memory between torso and streams, learned from sequences (R2D2, Kapturowski et al. 2019)"
+    )
+    recurrent_units: int = _field(128, "recurrent: width of the memory", 1, 65536)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,8 @@ class ReplayConfig:
     importance_exponent: Schedule = _field(
         Schedule(kind="linear", start=0.4, end=1.0), "beta: how far weights undo the priorities' bias", 0.0, 1.0
     )
+    burn_in: int = _field(10, "recurrent: rows that bring a stored state up to date before a sequence", 0, 10_000)
+    sequence_length: int = _field(20, "recurrent: rows of a sequence that are learned from", 1, 10_000)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +187,7 @@ class TrainingConfig:
     learning_starts: int = _field(1_000, "env steps before the first update", 0)
     train_interval: int = _field(4, "env steps over all environments between two calls of `learn`", 1)
     gradient_steps: int = _field(1, "updates in one call of `learn`", 1, 100_000)
-    batch_size: int = _field(32, "transitions in one update", 1, 1_000_000)
+    batch_size: int = _field(32, "transitions in one update; recurrent: sequences", 1, 1_000_000)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,10 +256,16 @@ class Config:
                 f"training.train_interval must be a multiple of environment.num_envs ({num_envs}); "
                 f"got {training.train_interval}, the nearest is {nearest}"
             )
-        needed = num_envs * (self.agent.n_step + self.environment.frame_stack) + training.train_interval
-        if self.replay.capacity < needed:
+        if self.is_recurrent and self.block_steps > self.replay.sequence_length:
             raise UserError(
-                f"replay.capacity must be at least {needed} here (num_envs, n_step, frame_stack and "
+                "a recurrent network learns from sequences that begin where blocks do, so replay.sequence_length must "
+                f"be at least train_interval / num_envs ({self.block_steps}); got {self.replay.sequence_length}"
+            )
+        needed = num_envs * self.rows_before_sampling + training.train_interval
+        if self.replay.capacity < needed:
+            parts = "burn_in, sequence_length" if self.is_recurrent else "num_envs"
+            raise UserError(
+                f"replay.capacity must be at least {needed} here ({parts}, n_step, frame_stack and "
                 f"train_interval together); got {self.replay.capacity}"
             )
 
@@ -267,6 +279,19 @@ class Config:
     def block_steps(self) -> int:
         """T, the env steps that each environment lives through in one block."""
         return self.training.train_interval // self.environment.num_envs
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the network remembers, so that it is learned from sequences."""
+        return self.network.recurrent != "none"
+
+    @property
+    def rows_before_sampling(self) -> int:
+        """Rows that the replay must hold before anything can be drawn from it."""
+        if not self.is_recurrent:
+            return self.agent.n_step + self.environment.frame_stack
+        lost = self.block_steps if self.environment.frame_stack > 1 else 0  # the oldest block may lack frames
+        return self.replay.burn_in + self.replay.sequence_length + self.agent.n_step + lost
 
 
 # --- trees of plain values ------------------------------------------------------------------------------------------

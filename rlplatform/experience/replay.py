@@ -161,11 +161,11 @@ class Replay(tf.Module):
         terminated, dead = tf.gather(self.terminated, slots[:-1]), tf.gather(self.dead, slots)
         result = n_step_return(tf.gather(self.reward, slots[:-1]), terminated, dead[1:], self.gamma)
         return Batch(
-            observation=self._stacked(row, env),
+            observation=self.stacked(row, env),
             action=tf.gather(self.action, slots[0]),
             reward=result.reward,
             discount=result.discount,
-            next_observation=self._stacked(row + result.steps, env),
+            next_observation=self.stacked(row + result.steps, env),
             weight=1.0 - tf.cast(dead[0], tf.float32),
             action_mask=tf.gather(self.action_mask, slots[0]),
             next_action_mask=tf.gather(self.action_mask, self._slot(row + result.steps, env)),
@@ -214,7 +214,7 @@ class Replay(tf.Module):
     def _slot(self, row: tf.Tensor, env: tf.Tensor) -> tf.Tensor:
         return (row % self.rows) * self.num_envs + env
 
-    def _stacked(self, row: tf.Tensor, env: tf.Tensor) -> tf.Tensor:
+    def stacked(self, row: tf.Tensor, env: tf.Tensor) -> tf.Tensor:
         """Traced: [B, S...], the frames that end at `row`, oldest first along the last axis."""
         if self.frame_stack == 1:
             frames = tf.gather(self.observation, self._slot(row, env))

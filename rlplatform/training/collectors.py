@@ -7,10 +7,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from rlplatform import envs
-from rlplatform.agents import Actor
+from rlplatform.agents import Actor, RecurrentActor
 from rlplatform.agents.acting import masked
 from rlplatform.config import Config
-from rlplatform.experience import Block
+from rlplatform.experience import Block, RecurrentBlock
 from rlplatform.training import schedules
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +38,8 @@ class HostCollector:
         config: the run's.
         env: N vectorised environments, in any autoreset mode.
         spec: their spaces.
-        actor: Q-values from published weights.
+        actor: Q-values from published weights. Where it remembers, it is told where episodes begin and asked in every
+            row, and blocks say what it remembered before their first row.
     """
 
     def __init__(self, config: Config, env: gym.vector.VectorEnv[Any, Any, Any], spec: envs.Spec, actor: Actor) -> None:
@@ -57,13 +58,16 @@ class HostCollector:
         self._mask = self._mask_of(infos)  # [N, A], the actions allowed there; None where all always are
         self._first = np.ones(self._num_envs, np.bool_)  # the next slot begins an episode
         self._over = np.zeros(self._num_envs, np.bool_)  # NEXT_STEP: the next slot is dead
+        self._memory = actor if isinstance(actor, RecurrentActor) else None
+        if self._memory is not None:
+            self._memory.begin(self._first)
 
     @property
     def steps(self) -> int:
         """Env steps so far, over all environments together, dead slots included."""
         return self._blocks * self._config.block_steps * self._num_envs
 
-    def collect(self, weights: Array) -> tuple[Block, list[Episode]]:
+    def collect(self, weights: Array) -> tuple[Block | RecurrentBlock, list[Episode]]:
         """Lives through one block.
 
         Args:
@@ -81,6 +85,7 @@ class HostCollector:
         all_explore: Array = np.asarray(explore.all(axis=1))
         self._actor.load(weights, draw=self._blocks)
         cut, self._cut = self._cut, False
+        before = None if self._memory is None else self._memory.state
         for t in range(steps):
             block.observation[t] = self._frame
             if self._mask is not None:
@@ -92,7 +97,9 @@ class HostCollector:
                 truncated[t] = self._mode is not AutoresetMode.NEXT_STEP
                 continue
             action = drawn[t] if self._mask is None else _allowed(drawn[t], self._mask)
-            if not all_explore[t]:
+            if self._memory is not None:
+                self._memory.begin(self._begins(block, truncated, t))
+            if self._memory is not None or not all_explore[t]:
                 q = masked(self._actor.q_values(observation), self._mask)
                 action = np.where(explore[t], action, q.argmax(axis=1))
             block.action[t] = action
@@ -106,7 +113,8 @@ class HostCollector:
                     if self._mask is not None:  # the others' masks came with the step
                         self._mask[over] = envs.mask_of(infos, num_envs, self._num_masked)[over]
         self._blocks += 1
-        return self._marked(block, truncated, cut)
+        block, episodes = self._marked(block, truncated, cut)
+        return (block if before is None else RecurrentBlock(*block, before)), episodes
 
     def _mask_of(self, infos: dict[str, Any]) -> Array | None:
         """[N, A] bool, the actions that are allowed now; None where the environment offers no masks."""
@@ -117,11 +125,15 @@ class HostCollector:
         if self._config.environment.frame_stack == 1:
             return block.observation[t].reshape(self._num_envs, *self._spec.frame_shape)  # type: ignore[no-any-return]
         self._stack.push(block.observation[t])
-        before, t_over = self._before(), t - len(self._before())
-        first = before[t] if t_over < 0 else block.terminated[t_over] | truncated[t_over]
+        first = self._begins(block, truncated, t)
         if first.any():
             self._stack.reset(first, block.observation[t])
         return self._stack.observation
+
+    def _begins(self, block: Block, truncated: Array, t: int) -> Array:
+        """[N] bool, where row t begins an episode."""
+        before, t_over = self._before(), t - len(self._before())
+        return before[t] if t_over < 0 else block.terminated[t_over] | truncated[t_over]
 
     def _before(self) -> list[Array]:
         """`first` of the next slots, as far as what came before this block decides it.
@@ -200,6 +212,7 @@ class HostCollector:
             "return": self._return,
             "length": self._length,
             "blocks": self._blocks,
+            "memory": None if self._memory is None else self._memory.state,
         }
 
     def load_state(self, state: dict[str, Any]) -> bool:
@@ -212,6 +225,8 @@ class HostCollector:
         self._stack, self._frame, self._blocks = state["stack"], state["frame"], state["blocks"]
         self._first, self._over, self._mask = state["first"], state["over"], state["mask"]
         self._return, self._length = state["return"], state["length"]
+        if self._memory is not None:
+            self._memory.state = state["memory"]
         if state["env"] is None:
             self._cut = True
             self._over = np.ones(self._num_envs, np.bool_)

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlplatform import envs
-from rlplatform.agents.acting import masked
+from rlplatform.agents.acting import RecurrentActor, masked
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError
@@ -15,7 +15,8 @@ from rlplatform.errors import RunError, UserError
 Array = np.ndarray[Any, Any]
 Act = Callable[..., Array]
 """From [n, S...] stacked observations to [n] actions, counted from 0; where the environment offers action masks, it
-takes them besides, [n, A] bool."""
+takes them besides, [n, A] bool. One that remembers has a function `begin`: it is told `first` [n] bool, in which of n
+environments an episode begins, before each call, and all calls are then about the same n environments."""
 EPISODE_LIMIT = 100_000  # env steps after which an episode without a time limit of its own is cut
 SIDE_BY_SIDE = 32
 
@@ -94,6 +95,7 @@ def _play(
     playing = np.full(len(singles), -1)  # which episode each environment plays; -1: none
     begins = np.zeros(len(singles), np.bool_)
     finished = 0
+    remember: Callable[[Array], None] | None = getattr(act, "begin", None)
 
     def begin(slot: int) -> dict[str, Any]:
         playing[slot] = next(waiting, -1)
@@ -115,13 +117,17 @@ def _play(
                 f"{seeds[episode]}; a policy can answer only numbers"
             )
         stack.push(frames)
+        if remember is not None:
+            remember(begins)
         if begins.any():
             stack.reset(begins, frames)
             begins[:] = False
-        observation = stack.observation if live.size == len(singles) else stack.observation[live]
+        asked = live if remember is None else np.arange(len(singles))
+        observation = stack.observation if asked.size == len(singles) else stack.observation[asked]
         if on_observation is not None:
             on_observation(observation)
-        actions = act(observation, mask[live]) if masks else act(observation)
+        actions = act(observation, mask[asked]) if masks else act(observation)
+        actions = actions if remember is None else actions[live]
         for slot, action in zip(live.tolist(), actions, strict=True):
             episode = int(playing[slot])
             frames[slot], reward, terminated, truncated, info = singles[slot].step(int(action) + spec.action_start)
@@ -138,11 +144,16 @@ def _play(
 
 
 def greedy(actor: Any) -> Act:
-    """The policy that takes the allowed action of the largest Q-value; the lowest index where several are equal."""
+    """The policy that takes the allowed action of the largest Q-value; the lowest index where several are equal.
+
+    It remembers where the actor does: see `Act`.
+    """
 
     def act(observation: Array, action_mask: Array | None = None) -> Array:
         return masked(actor.q_values(observation), action_mask).argmax(axis=1)  # type: ignore[no-any-return]
 
+    if isinstance(actor, RecurrentActor):
+        act.begin = actor.begin  # type: ignore[attr-defined]
     return act
 
 

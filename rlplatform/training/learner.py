@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rlplatform.agents import DQN, UpdateMetrics
+from rlplatform.agents import DQN, RecurrentDQN, UpdateMetrics
 from rlplatform.agents.acting import flat_weights
+from rlplatform.agents.recurrent import state_size
 from rlplatform.config import Config
 from rlplatform.envs import Spec
-from rlplatform.experience import Batch, Block, Replay
+from rlplatform.experience import Batch, Block, RecurrentBlock, Replay, SequenceReplay, Sequences
 
 Array = np.ndarray[Any, Any]
+AnyBlock = Block | RecurrentBlock
 
 
 def _nothing() -> None:
@@ -43,11 +45,15 @@ class Learner(tf.Module):
         environment = config.environment
         masked = spec.num_actions if getattr(spec, "action_mask", False) else 0
         with strategy.scope():
-            self.agent = DQN(
+            agent = RecurrentDQN if config.is_recurrent else DQN
+            self.agent = agent(
                 config, spec.stacked_shape(environment.frame_stack), spec.observation_dtype, spec.num_actions
             )
+            capacity, exponent = config.replay.capacity, config.replay.priority_exponent
+            if config.is_recurrent:  # whole blocks
+                capacity = -(-capacity // config.training.train_interval) * config.training.train_interval
             self.replay = Replay(
-                config.replay.capacity,
+                capacity,
                 environment.num_envs,
                 spec.observation_shape,
                 spec.observation_dtype,
@@ -55,17 +61,29 @@ class Learner(tf.Module):
                 frame_stack=environment.frame_stack,
                 gamma=config.agent.gamma,
                 num_masked_actions=masked,
-                priority_exponent=config.replay.priority_exponent if config.replay.prioritized else None,
+                priority_exponent=exponent if config.replay.prioritized and not config.is_recurrent else None,
             )
+            self._drawn: Replay | SequenceReplay = self.replay
+            if config.is_recurrent:
+                self._drawn = self.sequences = SequenceReplay(
+                    self.replay,
+                    config.block_steps,
+                    config.replay.burn_in,
+                    config.replay.sequence_length,
+                    state_size(config.network),
+                    priority_exponent=exponent if config.replay.prioritized else None,
+                )
             # All randomness of training is a function of these two numbers.
             self._seed = tf.constant(config.seed, tf.int32)
             self._draws = tf.Variable(0, dtype=tf.int32, trainable=False, name="draws")
         # XLA on CPU runs a convolution in a while loop 12 times slower than outside: unroll the updates there.
         self._unroll = self.agent.has_convolutions and "CPU" in self._device
-        block = Block.empty(
+        slots = Block.empty(
             config.block_steps, environment.num_envs, spec.observation_shape, spec.observation_dtype, masked
         )
-        signature = Block(*(tf.TensorSpec(field.shape, field.dtype) for field in block))
+        states = np.zeros((environment.num_envs, state_size(config.network)), np.float32)
+        block: AnyBlock = RecurrentBlock(*slots, states) if config.is_recurrent else slots
+        signature = type(block)(*(tf.TensorSpec(field.shape, field.dtype) for field in block))
         rate = tf.TensorSpec([], tf.float32)
         with tf.device(self._device):
             self._insert = _compile(self.store, signature)
@@ -73,13 +91,16 @@ class Learner(tf.Module):
 
     # --- the compiled program -------------------------------------------------------------------------------------
 
-    def store(self, block: Block) -> None:
+    def store(self, block: AnyBlock) -> None:
         """Traced: takes a block into the replay and into the statistics of the agent."""
-        self.replay.insert(block)
-        self.agent.observe(block)
+        slots = block.slots if isinstance(block, RecurrentBlock) else block
+        self.replay.insert(slots)
+        if isinstance(block, RecurrentBlock):
+            self.sequences.insert(block.state)
+        self.agent.observe(slots)
 
     def learn(
-        self, block: Block, learning_rate: tf.Tensor, importance_exponent: tf.Tensor
+        self, block: AnyBlock, learning_rate: tf.Tensor, importance_exponent: tf.Tensor
     ) -> tuple[UpdateMetrics, tf.Tensor]:
         """Traced: inserts the block, then makes `gradient_steps` updates on batches of their own.
 
@@ -89,21 +110,22 @@ class Learner(tf.Module):
         self.store(block)
         training = self._config.training
         seed = tf.stack([self._seed, self._draws])
-        batches = self.replay.sample(training.gradient_steps, training.batch_size, seed, importance_exponent)
+        batches = self._drawn.sample(training.gradient_steps, training.batch_size, seed, importance_exponent)
         self._draws.assign_add(1)
         if training.gradient_steps == 1 or self._unroll:
             found = []
             for index in range(training.gradient_steps):
-                metrics = self.agent.update(Batch(*(field[index] for field in batches)), learning_rate)
+                batch: Any = type(batches)(*(field[index] for field in batches))
+                metrics = self.agent.update(batch, learning_rate)
                 found.append(metrics.priority)
             priorities = tf.stack(found)
         else:
             metrics, priorities = self._loop(batches, learning_rate)
         if self._config.replay.prioritized:
-            self.replay.set_priorities(tf.reshape(batches.slot, [-1]), tf.reshape(priorities, [-1]))
+            self._drawn.set_priorities(tf.reshape(batches.slot, [-1]), tf.reshape(priorities, [-1]))
         return metrics, flat_weights(self.agent.online)
 
-    def _loop(self, batches: Batch, learning_rate: tf.Tensor) -> tuple[UpdateMetrics, tf.Tensor]:
+    def _loop(self, batches: Batch | Sequences, learning_rate: tf.Tensor) -> tuple[UpdateMetrics, tf.Tensor]:
         """Traced: the updates in one loop of the program, so that it compiles once whatever their number.
 
         Returns:
@@ -113,19 +135,20 @@ class Learner(tf.Module):
         kept = updates if self._config.replay.prioritized else 0
 
         def body(index: tf.Tensor, _: UpdateMetrics, found: tf.Tensor) -> tuple[tf.Tensor, UpdateMetrics, tf.Tensor]:
-            batch = Batch(*(tf.gather(field, index) for field in batches))
+            batch: Any = type(batches)(*(tf.gather(field, index) for field in batches))
             metrics = self.agent.update(batch, learning_rate)
             found = tf.where(tf.range(kept)[:, None] == index, metrics.priority[None], found)
             return index + 1, metrics, found
 
-        nothing = UpdateMetrics(tf.zeros([]), tf.zeros([]), tf.zeros([size]), tf.zeros([size]), tf.zeros([size]))
+        items = tf.zeros([size * (self._config.replay.sequence_length if self._config.is_recurrent else 1)])
+        nothing = UpdateMetrics(tf.zeros([]), tf.zeros([]), items, items, tf.zeros([size]))
         start = (tf.constant(0), nothing, tf.zeros([kept, size]))
         _, metrics, found = tf.while_loop(lambda index, *_: index < updates, body, start)
         return metrics, found
 
     # --- from the host --------------------------------------------------------------------------------------------
 
-    def insert_block(self, block: Block, entering: Callable[[], object] = _nothing) -> None:
+    def insert_block(self, block: AnyBlock, entering: Callable[[], object] = _nothing) -> None:
         """Writes a block of numpy arrays into the replay, without learning; `entering` is as in `learn_block`."""
         with tf.device(self._device):
             tensors = [tf.constant(field) for field in block]
@@ -134,7 +157,7 @@ class Learner(tf.Module):
 
     def learn_block(
         self,
-        block: Block,
+        block: AnyBlock,
         learning_rate: float,
         importance_exponent: float = 1.0,
         entering: Callable[[], object] = _nothing,
@@ -173,6 +196,8 @@ class Learner(tf.Module):
         parts: dict[str, dict[str, Array]] = {"agent": self.agent.state(), "learner": {"draws": self._draws.numpy()}}
         if replay:
             parts["replay"] = self.replay.state()
+            if self._config.is_recurrent:
+                parts["sequences"] = self.sequences.state()
         return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
     def load_state(self, state: dict[str, Array]) -> None:
@@ -185,6 +210,8 @@ class Learner(tf.Module):
         self._draws.assign(state["learner/draws"])
         if part("replay"):
             self.replay.load_state(part("replay"))
+            if self._config.is_recurrent:
+                self.sequences.load_state(part("sequences"))
 
 
 def _compile(function: Any, *signature: Any) -> Callable[..., Any]:

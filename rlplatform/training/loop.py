@@ -19,13 +19,12 @@ from rlplatform.agents.acting import split_weights, weight_shapes
 from rlplatform.config import to_dict, to_toml
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError
-from rlplatform.experience import Block
 from rlplatform.training import callbacks as callbacks_module
 from rlplatform.training import schedules
 from rlplatform.training.callbacks import Callback
 from rlplatform.training.collectors import Episode, HostCollector
 from rlplatform.training.evaluation import Evaluation, evaluate, greedy, record
-from rlplatform.training.learner import Learned, Learner
+from rlplatform.training.learner import AnyBlock, Learned, Learner
 from rlplatform.training.logs import Log
 from rlplatform.training.run import Best, Run, seed_networks
 
@@ -80,9 +79,9 @@ class Loop:
         self._callbacks = [*callbacks_module.from_config(run.config.callbacks), *callbacks]
         self._checkpoints = run.checkpoints()
         self._acting = self._learner.weights()  # what the next block is collected with
-        self._pending: Block | None = None  # the newest block, not yet learned from
+        self._pending: AnyBlock | None = None  # the newest block, not yet learned from
         self._learned_blocks = self._updates = 0
-        training, rows = run.config.training, run.config.agent.n_step + run.config.environment.frame_stack
+        training, rows = run.config.training, run.config.rows_before_sampling
         # Blocks that are only stored: until `learning_starts`, and until a transition can be drawn.
         self._stored_first = (
             max(-(-training.learning_starts // self._block_size), -(-rows // run.config.block_steps)) - 1
@@ -175,12 +174,12 @@ class Loop:
             self._pending = following
             self._between_rounds(before, learned)
 
-    def _collect(self) -> Block:
+    def _collect(self) -> AnyBlock:
         block, episodes = self._collector.collect(self._acting)
         self._episodes.extend(episodes)
         return block
 
-    def _learn(self, block: Block, entering: Callable[[], object]) -> Learned | None:
+    def _learn(self, block: AnyBlock, entering: Callable[[], object]) -> Learned | None:
         """In the learner's thread: learns from a block, or only stores it while learning has not started."""
         if self._learned_blocks < self._stored_first:
             self._learner.insert_block(block, entering)

@@ -1,0 +1,229 @@
+"""Sequences: rows of slots that a recurrent network is unrolled over, with the state in which it once met them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from rlplatform.experience.block import Block
+from rlplatform.experience.priorities import SumTree, importance, stratified
+from rlplatform.experience.replay import PRIORITY_OFFSET, Replay
+from rlplatform.experience.returns import n_step_return
+
+
+class RecurrentBlock(NamedTuple):
+    """A `Block`, and the states in which the actor's recurrent network met its first row."""
+
+    observation: Any  # as in Block, as all fields up to `state`
+    action: Any
+    reward: Any
+    terminated: Any
+    first: Any
+    dead: Any
+    action_mask: Any
+    state: Any  # [N, H] float32, before row 0, and before it is forgotten where that row begins an episode
+
+    @property
+    def slots(self) -> Block:
+        """The block without the states."""
+        return Block(*self[:-1])
+
+
+class Sequences(NamedTuple):
+    """B sequences for one update: tensors as below, or with U in front of all for U updates.
+
+    A sequence has R rows: `burn_in` rows that only bring the state up to date, L rows that are learned from, and n more
+    that the n-step targets of the last of them reach.
+    """
+
+    observation: Any  # [R, B, S...] frames stacked along the last axis
+    first: Any  # [R, B] bool, the row begins an episode
+    state: Any  # [B, H] float32, before the first row
+    action: Any  # [L, B] int32
+    reward: Any  # [L, B] float32, the discounted sum of up to n rewards
+    discount: Any  # [L, B] float32, gamma ** steps taken, 0 after a termination
+    steps: Any  # [L, B] int32, how many rows later the value is bootstrapped from, from 1 to n
+    weight: Any  # [L, B] float32, of the row in the loss: 0 where its slot is dead, else the sequence's importance
+    action_mask: Any  # [L, B, A] bool, the actions allowed there; [L, B, 0] where all always are
+    next_action_mask: Any  # [L, B, A] bool, where the value is bootstrapped from; or [L, B, 0]
+    slot: Any  # [B] int32, which stored state the sequence begins with
+
+
+class SequenceReplay(tf.Module):
+    """Draws sequences from a ring of slots, and keeps the states that they begin with.
+
+    A state is stored for each environment at the start of each block, not for each slot, so sequences begin where
+    blocks do. Rows after an episode's end belong to the next episode: `first` says where the state is forgotten.
+
+    Stored states were computed with older weights. Burning in, which brings them up to date, is the learner's part
+    (Kapturowski et al. 2019, section 3).
+
+    Args:
+        replay: the ring, whose rows are a whole number of blocks.
+        block_steps: T, rows of a block.
+        burn_in: rows before those that are learned from.
+        length: L, rows that are learned from.
+        state_size: H.
+        priority_exponent: alpha of prioritised sampling, over sequences; None samples uniformly.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        block_steps: int,
+        burn_in: int,
+        length: int,
+        state_size: int,
+        priority_exponent: float | None = None,
+    ) -> None:
+        super().__init__(name="sequences")
+        if replay.rows % block_steps:
+            raise ValueError(f"a ring of {replay.rows} rows does not hold whole blocks of {block_steps}")
+        self._replay, self._steps, self._burn_in, self._length = replay, block_steps, burn_in, length
+        self.rows = burn_in + length + replay.n_step  # R
+        self.blocks = replay.rows // block_steps
+        self._spanned = -(-self.rows // block_steps)  # blocks that a sequence reaches into
+        if block_steps > length:
+            raise ValueError(
+                f"of a block of {block_steps} rows, sequences of {length} learned rows would pass some over"
+            )
+        if self.blocks <= self._spanned:
+            raise ValueError(f"a ring of {replay.rows} rows is too short for sequences of {self.rows}")
+        starts = self.blocks * replay.num_envs
+        self.state_before = tf.Variable(tf.zeros([starts, state_size]), trainable=False, name="state_before")
+        self._alpha = priority_exponent
+        if priority_exponent is not None:
+            self.priorities = SumTree(starts)
+            self.greatest = tf.Variable(1.0, trainable=False, name="greatest")
+
+    def insert(self, state: tf.Tensor) -> None:
+        """Traced: takes the states `[N, H]` before the block that the ring has just taken in."""
+        newest = self._block(-1)
+        envs = tf.range(self._replay.num_envs)
+        self.state_before.scatter_update(tf.IndexedSlices(state, newest * self._replay.num_envs + envs))
+        if self._alpha is not None:
+            self._prioritize_new(newest)
+
+    def sample(self, updates: int, batch_size: int, seed: tf.Tensor, importance_exponent: tf.Tensor) -> Sequences:
+        """Traced: the batches of `updates` updates, `[U, ...]`, of sequences whose rows are all there.
+
+        Uniformly, or in proportion to the priorities, which are those of before the call.
+
+        Args:
+            updates: U.
+            batch_size: B, sequences in one update.
+            seed: [2] int32 for `tf.random.stateless_uniform`.
+            importance_exponent: [] float32, beta of the importance weights; without priorities it is not used.
+        """
+        num_envs, count = self._replay.num_envs, updates * batch_size
+        if self._alpha is None:
+            complete = self._complete()
+            draw = tf.random.stateless_uniform(
+                [count], seed, minval=0, maxval=complete * num_envs, dtype=tf.int32, alg="philox"
+            )
+            block = (self._block(-self._spanned) - draw // num_envs) % self.blocks  # the newest complete one, backwards
+            slot, weight = block * num_envs + draw % num_envs, tf.ones([updates, batch_size])
+        else:
+            total = self.priorities.total()
+            slot, priority = self.priorities.find(stratified(batch_size, updates, total, seed))
+            weight = importance(tf.reshape(priority, [updates, batch_size]), importance_exponent)
+        return self._sequences(tf.reshape(slot, [updates, batch_size]), weight)
+
+    def _sequences(self, slot: tf.Tensor, weight: tf.Tensor) -> Sequences:
+        """Traced: the sequences `[U, ...]` that begin with the stored states `slot` `[U, B]`."""
+        replay, n = self._replay, self._replay.n_step
+        env = (slot % replay.num_envs)[:, None]  # [U, 1, B]
+        row = (slot // replay.num_envs * self._steps)[:, None] + tf.range(self.rows)[:, None]  # [U, R, B]
+        ring = (row % replay.rows) * replay.num_envs + env
+        learned = slice(self._burn_in, self._burn_in + self._length)
+        # [n + 1, U, L, B]: the slots that the return of each learned row may reach
+        reach = tf.stack([ring[:, self._burn_in + k : self._burn_in + k + self._length] for k in range(n + 1)])
+        flat = tf.reshape(reach, [n + 1, -1])
+        terminated, dead = tf.gather(replay.terminated, flat[:-1]), tf.gather(replay.dead, flat)
+        result = n_step_return(tf.gather(replay.reward, flat[:-1]), terminated, dead[1:], replay.gamma)
+        here = ring[:, learned]  # [U, L, B]
+        steps = tf.reshape(result.steps, here.shape)
+        following = ((row[:, learned] + steps) % replay.rows) * replay.num_envs + env
+        live = 1.0 - tf.cast(tf.gather(replay.dead, here), tf.float32)
+        observation = replay.stacked(tf.reshape(row, [-1]), tf.reshape(tf.broadcast_to(env, row.shape), [-1]))
+        return Sequences(
+            observation=tf.reshape(observation, [*row.shape, *observation.shape[1:]]),
+            first=tf.gather(replay.first, ring),
+            state=tf.gather(self.state_before, slot),
+            action=tf.gather(replay.action, here),
+            reward=tf.reshape(result.reward, here.shape),
+            discount=tf.reshape(result.discount, here.shape),
+            steps=steps,
+            weight=live * weight[:, None],
+            action_mask=tf.gather(replay.action_mask, here),
+            next_action_mask=tf.gather(replay.action_mask, following),
+            slot=slot,
+        )
+
+    def set_priorities(self, slot: tf.Tensor, error: tf.Tensor) -> None:
+        """Traced: gives drawn sequences the priority `(error + 1e-6) ** alpha`.
+
+        Args:
+            slot: [M] int32, of a batch; where one comes twice, one of its errors counts.
+            error: [M] float32, at least 0.
+        """
+        assert self._alpha is not None
+        error = tf.where(tf.math.is_finite(error), error, 0.0)  # a run that diverges is stopped by its loss
+        self.greatest.assign(tf.maximum(self.greatest, tf.reduce_max(error)))
+        drawn = self.priorities.get(slot) > 0.0
+        self.priorities.set(slot, tf.where(drawn, tf.pow(error + PRIORITY_OFFSET, self._alpha), 0.0))
+
+    def _prioritize_new(self, newest: tf.Tensor) -> None:
+        """Traced: the greatest priority to the sequences that the newest block has completed, none to its own.
+
+        Where frames are stacked, the block that is now the oldest has lost frames, and its sequences can be drawn no
+        more.
+        """
+        assert self._alpha is not None
+        num_envs, written = self._replay.num_envs, self._replay.rows_written // self._steps
+        envs = tf.range(num_envs)
+        completed = (newest - (self._spanned - 1)) % self.blocks
+        whole = written >= self._spanned
+        if self._replay.frame_stack > 1:
+            whole &= (written > self._spanned) | self._begins()
+        first = tf.where(whole, tf.pow(self.greatest + PRIORITY_OFFSET, self._alpha), 0.0) * tf.ones([num_envs])
+        blocks, values = [completed, newest], [first, tf.zeros([num_envs])]
+        if self._replay.frame_stack > 1:
+            oldest = (newest + 1) % self.blocks  # of a full ring; one that is not full has nothing there yet
+            blocks, values = [*blocks, oldest], [*values, tf.zeros([num_envs])]
+        slots = tf.concat([block * num_envs + envs for block in blocks], axis=0)
+        self.priorities.set(slots, tf.concat(values, axis=0))
+
+    def _complete(self) -> tf.Tensor:
+        """Traced: [] int32, how many blocks a sequence can begin with."""
+        written = tf.cast(tf.minimum(self._replay.rows_written, self._replay.rows), tf.int32) // self._steps
+        lost = 0
+        if self._replay.frame_stack > 1:
+            whole = (self._replay.rows_written < self._replay.rows) & self._begins()
+            lost = tf.where(whole, 0, 1)
+        return written - (self._spanned - 1) - lost
+
+    def _begins(self) -> tf.Tensor:
+        """Traced: [] bool, whether every environment begins an episode in the ring's first row."""
+        return tf.reduce_all(tf.gather(self._replay.first, tf.range(self._replay.num_envs)))
+
+    def _block(self, offset: int) -> tf.Tensor:
+        """Traced: [] int32, where in the ring the block lies that comes `offset` after the one that is written next."""
+        return tf.cast((self._replay.rows_written // self._steps + offset) % self.blocks, tf.int32)
+
+    # --- state, for checkpoints -----------------------------------------------------------------------------------
+
+    def _named_variables(self) -> dict[str, tf.Variable]:
+        variables = [self.state_before]
+        if self._alpha is not None:
+            variables += [*self.priorities.levels, self.greatest]
+        return {variable.name.partition(":")[0]: variable for variable in variables}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every variable by name."""
+        return {name: variable.numpy() for name, variable in self._named_variables().items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Puts back what `state` gave."""
+        for name, variable in self._named_variables().items():
+            variable.assign(state[name])
