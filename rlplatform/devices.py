@@ -53,6 +53,11 @@ def limit_threads(threads: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
+def threads() -> int:
+    """How many cores one operation may use in this process."""
+    return int(tf.config.threading.get_intra_op_parallelism_threads()) or _num_cores()
+
+
 def make_deterministic() -> None:
     """Makes every operation of this process give the same bits each time, on GPUs too, where some would not.
 

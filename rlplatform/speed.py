@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import rlplatform
-from rlplatform import api
+from rlplatform import api, devices
 from rlplatform.config import nearest
 from rlplatform.errors import UserError
 from rlplatform.training import Callback, RunControl
@@ -27,10 +27,25 @@ _CARTPOLE = {
     "agent.target_update_interval": 50,
     "exploration.epsilon": '{kind = "linear", start = 1.0, end = 0.05, fraction = 0.5}',
 }
+# DQN of Mnih et al. 2015 at the settings of today's libraries: one update of batch 32 every 4 env steps.
+_PONG = {
+    "environment.frame_stack": 4,
+    "environment.kwargs": "{noop_max = 30, use_fire_reset = true, episodic_life = true}",
+    "network.torso": "nature",
+    "optimizer.learning_rate": 1e-4,
+    "training.batch_size": 32,
+    "training.learning_starts": 200,
+    "training.train_interval": 4,
+    "training.gradient_steps": 1,
+    "replay.capacity": 10_000,
+    "agent.double": "false",
+    "agent.target_update_interval": 250,
+    "exploration.epsilon": '{kind = "linear", start = 1.0, end = 0.05, fraction = 0.1}',
+    "logging.interval": 200,
+}
 _UNWATCHED = {"evaluation.interval": 0, "evaluation.episodes": 1, "checkpoint.interval": 0}
-TASKS: dict[
-    str, tuple[str, int, int, dict[str, Any]]
-] = {  # environment, steps, steps before the clock starts, settings
+# By name: the environment, steps, steps before the clock starts, and settings.
+TASKS: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "cartpole": ("CartPole-v1", 40_000, 2_000, _CARTPOLE),
     "cartpole8": (
         "CartPole-v1",
@@ -38,6 +53,7 @@ TASKS: dict[
         2_000,
         _CARTPOLE | {"environment.num_envs": 8, "training.train_interval": 80, "training.gradient_steps": 8},
     ),
+    "pong": ("ALE/Pong-v5", 1_200, 600, _PONG),
 }
 
 
@@ -101,5 +117,5 @@ def measure(task: str, steps: int | None = None, seed: int = 1) -> dict[str, Any
         "updates_per_s": round((last_update - first_update) / seconds, 1),
         "mean_return_last_100": None if stopwatch.mean_return is None else round(stopwatch.mean_return, 1),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "threads": 1,
+        "threads": devices.threads(),
     }
