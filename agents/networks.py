@@ -18,6 +18,7 @@ from rlplatform.agents.layers import (
     linear,
 )
 from rlplatform.agents.recurrent import Output, Recurrent, state_size
+from rlplatform.agents.torsos import impala, impala_x2, minatar
 from rlplatform.config import Config, NetworkConfig, nearest
 from rlplatform.errors import UserError
 
@@ -168,4 +169,10 @@ def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str]
     return keras.layers.Flatten(name="flatten")(features), hidden_stream(512, "dense_0", config)
 
 
-TORSOS: dict[str, Torso] = {"mlp": mlp, "nature": nature}
+TORSOS: dict[str, Torso] = {
+    "mlp": mlp,
+    "nature": nature,
+    "minatar": minatar,
+    "impala": impala,
+    "impala_x2": impala_x2,
+}
