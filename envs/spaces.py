@@ -24,6 +24,7 @@ class Spec:
         layout: how the environment's own observation becomes `[O...]` (see `envs.layout`); None: it is that already.
         action_layout: how an action becomes one of several components (see `envs.joint`); None: it has just one.
         action_mask: whether the environment says which actions are allowed.
+        binary: whether it shows a Box of bool, which networks see as 0 and 1.
     """
 
     observation_shape: tuple[int, ...]
@@ -33,6 +34,12 @@ class Spec:
     layout: Layout | None = None
     action_layout: ActionLayout | None = None
     action_mask: bool = False
+    binary: bool = False
+
+    @property
+    def stored_dtype(self) -> str:
+        """What a frame is stored as: `bool`, a quarter of float32, where there are only 0 and 1 to see."""
+        return "bool" if self.binary else self.observation_dtype
 
     def stacked_shape(self, frame_stack: int) -> tuple[int, ...]:
         """The shape that a network sees: the newest `frame_stack` frames joined along the last axis.
@@ -80,6 +87,7 @@ def spec_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], name: 
         layout=adaptation.layout,
         action_layout=adaptation.action_layout,
         action_mask=adaptation.action_mask,
+        binary=observation.dtype == np.bool_,
     )
 
 

@@ -20,7 +20,8 @@ class Replay(tf.Module):
         capacity: slots over all environments; rounded up to whole rows.
         num_envs: N.
         observation_shape: of one frame, `[O...]`.
-        observation_dtype: as the environment's, so that images stay uint8.
+        observation_dtype: what is stored: images stay uint8, and `bool` takes a byte where float32 takes four; batches
+            show it as float32.
         n_step: rewards in a return.
         frame_stack: frames joined along the last axis, K.
         gamma: discount per step.
@@ -217,14 +218,18 @@ class Replay(tf.Module):
     def stacked(self, row: tf.Tensor, env: tf.Tensor) -> tf.Tensor:
         """Traced: [B, S...], the frames that end at `row`, oldest first along the last axis."""
         if self.frame_stack == 1:
-            frames = tf.gather(self.observation, self._slot(row, env))
+            frames = self._frames(self._slot(row, env))
             return frames[..., None] if len(self._frame_shape) == 2 else frames
         back = row[None] - tf.range(self.frame_stack - 1)[:, None]
         rows = stack_rows(row, tf.gather(self.first, self._slot(back, env)))  # [K, B]
-        frames = tf.gather(self.observation, self._slot(rows, env))  # [K, B, O...]
+        frames = self._frames(self._slot(rows, env))  # [K, B, O...]
         if len(self._frame_shape) == 2:
             frames = frames[..., None]
         return tf.concat(tf.unstack(frames), axis=-1)
+
+    def _frames(self, slots: tf.Tensor) -> tf.Tensor:
+        frames = tf.gather(self.observation, slots)
+        return tf.cast(frames, tf.float32) if frames.dtype == tf.bool else frames
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------
 

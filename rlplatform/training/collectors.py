@@ -77,9 +77,7 @@ class HostCollector:
             The block, in arrays that nothing else holds, and the episodes that ended in it.
         """
         steps, num_envs = self._config.block_steps, self._num_envs
-        block = Block.empty(
-            steps, num_envs, self._spec.observation_shape, self._spec.observation_dtype, self._num_masked
-        )
+        block = Block.empty(steps, num_envs, self._spec.observation_shape, self._spec.stored_dtype, self._num_masked)
         truncated = np.zeros((steps, num_envs), np.bool_)
         explore, drawn = self._exploration()
         all_explore: Array = np.asarray(explore.all(axis=1))
@@ -123,7 +121,8 @@ class HostCollector:
     def _observed(self, block: Block, truncated: Array, t: int) -> Array:
         """[N, S...], what the network sees in row t: the newest frames, joined within their episodes."""
         if self._config.environment.frame_stack == 1:
-            return block.observation[t].reshape(self._num_envs, *self._spec.frame_shape)  # type: ignore[no-any-return]
+            frame = block.observation[t].astype(self._spec.observation_dtype, copy=False)
+            return frame.reshape(self._num_envs, *self._spec.frame_shape)  # type: ignore[no-any-return]
         self._stack.push(block.observation[t])
         first = self._begins(block, truncated, t)
         if first.any():

@@ -41,6 +41,7 @@ class Learner(tf.Module):
         super().__init__(name="learner")
         self._config = config
         self._observation_shape = spec.stacked_shape(config.environment.frame_stack)
+        self._observation_dtype = spec.observation_dtype
         self._device = strategy.extended.worker_devices[0]
         environment = config.environment
         masked = spec.num_actions if getattr(spec, "action_mask", False) else 0
@@ -56,7 +57,7 @@ class Learner(tf.Module):
                 capacity,
                 environment.num_envs,
                 spec.observation_shape,
-                spec.observation_dtype,
+                spec.stored_dtype,
                 n_step=config.agent.n_step,
                 frame_stack=environment.frame_stack,
                 gamma=config.agent.gamma,
@@ -78,9 +79,7 @@ class Learner(tf.Module):
             self._draws = tf.Variable(0, dtype=tf.int32, trainable=False, name="draws")
         # XLA on CPU runs a convolution in a while loop 12 times slower than outside: unroll the updates there.
         self._unroll = self.agent.has_convolutions and "CPU" in self._device
-        slots = Block.empty(
-            config.block_steps, environment.num_envs, spec.observation_shape, spec.observation_dtype, masked
-        )
+        slots = Block.empty(config.block_steps, environment.num_envs, spec.observation_shape, spec.stored_dtype, masked)
         states = np.zeros((environment.num_envs, state_size(config.network)), np.float32)
         block: AnyBlock = RecurrentBlock(*slots, states) if config.is_recurrent else slots
         signature = type(block)(*(tf.TensorSpec(field.shape, field.dtype) for field in block))
@@ -184,7 +183,7 @@ class Learner(tf.Module):
     def observations(self, count: int) -> Array:
         """[M, S...] observations of `count` slots drawn from the replay, less the dead ones; none at first."""
         if not self.replay.can_sample():
-            return np.zeros((0, *self._observation_shape), self.replay.observation.dtype.as_numpy_dtype)
+            return np.zeros((0, *self._observation_shape), self._observation_dtype)
         # A seed apart from training's: looking must not change what is drawn later.
         batch = self.replay.uniform(count, tf.stack([self._seed, -1]))
         return batch.observation.numpy()[batch.weight.numpy() > 0.0]  # type: ignore[no-any-return]
