@@ -56,8 +56,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key, nearest):
 
 
 def test_a_key_like_no_other_is_refused_with_those_of_its_section():
-    keys = "replay.capacity, replay.prioritized, replay.priority_exponent, replay.importance_exponent"
-    refused(f"unknown key 'replay.xyzzy'; choices: {keys}", replay={"xyzzy": 1})
+    keys = "checkpoint.interval, checkpoint.keep, checkpoint.replay"
+    refused(f"unknown key 'checkpoint.xyzzy'; choices: {keys}", checkpoint={"xyzzy": 1})
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,32 @@ def test_a_ring_that_cannot_hold_one_transition_and_a_block_is_refused_with_the_
     config.from_dict(tree | {"replay": {"capacity": least}})
     with pytest.raises(UserError, match=f"replay.capacity must be at least {least} here .*; got {least - 1}"):
         config.from_dict(tree | {"replay": {"capacity": least - 1}})
+
+
+def test_sequences_that_would_pass_rows_over_are_refused():
+    tree = {"network": {"recurrent": "gru"}, "training": {"train_interval": 24}, "environment": {"num_envs": 2}}
+    refused(
+        "a recurrent network learns from sequences that begin where blocks do, so replay.sequence_length must be at "
+        "least train_interval / num_envs (12); got 11",
+        **tree,
+        replay={"sequence_length": 11},
+    )
+    assert config.from_dict(tree | {"replay": {"sequence_length": 12}}).is_recurrent
+    assert not config.from_dict({"training": {"train_interval": 1_000}}).is_recurrent
+
+
+def test_a_ring_that_cannot_hold_one_sequence_and_a_block_is_refused_with_the_least_capacity():
+    tree = {
+        "network": {"recurrent": "lstm"},
+        "environment": {"num_envs": 2},
+        "agent": {"n_step": 3},
+        "training": {"train_interval": 6},
+    }
+    replay = {"burn_in": 5, "sequence_length": 7}
+    least = 2 * (5 + 7 + 3) + 6
+    config.from_dict(tree | {"replay": replay | {"capacity": least}})
+    with pytest.raises(UserError, match=f"at least {least} here .burn_in, sequence_length.*; got {least - 1}"):
+        config.from_dict(tree | {"replay": replay | {"capacity": least - 1}})
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------
