@@ -1,18 +1,19 @@
 """The canonical form: the same greedy policy with fewer layers and units, by algebra alone.
 
-A trained Q-network carries what training needed and playing does not: the scaling of its input, a value stream, units
-that never fire. All of it is linear or constant, so it folds into the layers beside it, without data and without loss.
+A trained Q-network carries what training needed and playing does not: the scaling of its input, noise, a value stream,
+quantiles whose mean is all that decides, units that never fire. Most of it is linear or constant, so it folds into the
+layers beside it, without data and without loss. Two parts are neither and stay: the softmax of a categorical head, and
+what LayerNorm does beside taking a mean out.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-import tf_keras as keras
 
-from rlplatform.agents.layers import Dueling
-from rlplatform.compression import chain
-from rlplatform.compression.chain import Link
+from rlplatform.compression import chain, ending
+from rlplatform.compression.chain import Affine, Kept, Link
 from rlplatform.compression.dead_units import remove_dead_units
+from rlplatform.compression.normalize import is_layer_norm, of_layer_norm
 
 Array = np.ndarray[Any, Any]
 
@@ -22,7 +23,8 @@ class Canonical(NamedTuple):
 
     Attributes:
         model: `[B, O...]` float32 to `[B, A]` float32; uint8 observations are fed as the same numbers in float32. Made
-            of Dense, Conv2D and Flatten, after whatever layers of a user's torso had to stay as they were.
+            of Dense, Conv2D and Flatten, of a softmax for a categorical head and of `Normalize` for LayerNorm, after
+            whatever layers of a user's torso had to stay as they were.
         folds: one sentence for each fold that was made, and for each part that had to stay.
         centred: whether a row's values were shifted so that their mean is zero, which changes no comparison of actions.
     """
@@ -32,14 +34,6 @@ class Canonical(NamedTuple):
     centred: bool
 
 
-class _Head(NamedTuple):
-    """The linear end of a network: Q = features @ kernel + bias."""
-
-    features: Any
-    kernel: Array
-    bias: Array
-
-
 def canonical(model: Any, greedy: bool = True) -> Canonical:
     """The canonical form of a network that `rlplatform.agents.networks.build` made.
 
@@ -47,85 +41,70 @@ def canonical(model: Any, greedy: bool = True) -> Canonical:
         model: functional, `[B, O...]` to `[B, A]`, its weights are not touched.
         greedy: keep only what decides between actions: a dueling network loses its value stream, and all values are
             centred, which is what makes them survive int8 (an offset of 100 at gaps of 0.1 leaves nothing of them). If
-            false, the values are the network's own.
+            false, the values are the network's own. Under a softmax the value stream decides too, and stays; and the
+            values of more actions than the last layer has inputs are not centred, since it would cost more than it
+            is worth.
 
     Returns:
         The canonical network. Its greedy actions are those of `model`, except where rounding in float32 decides.
     """
     folds: list[str] = []
     producers = chain.producers(model)
-    head = _read_head(model, producers, greedy, folds)
-    if head is None:
-        return Canonical(model, ("kept the whole network: its last layer is neither Dense nor Dueling",), centred=False)
-    kernel, bias = head.kernel, head.bias
-    if greedy:
-        kernel = kernel - kernel.mean(axis=1, keepdims=True)
-        bias = bias - bias.mean()
-        folds.append("centred the values of the actions")
-    start, links = chain.read(head.features, producers)
-    links.append(Link("dense", "q", kernel, bias, keras.activations.linear))
-    uint8 = model.inputs[0].dtype == "uint8"
-    rescaling = chain.rescaling_at_start(model, producers)
-    if rescaling is not None and start is rescaling.output and _fold_rescaling(rescaling, links):
-        folds.append(f"folded the scaling by {float(rescaling.scale):.4g} into {chain.first(links).name!r}")
-        start, rescaling = model.input, None
-    if start is not model.input and (rescaling is None or start is not rescaling.output):
+    end = ending.read(model, producers, greedy, folds)
+    if end is None:
+        return Canonical(model, ("kept the whole network: its last layers are no value head",), centred=False)
+    start, links = chain.read(end.features, producers)
+    if any(chain.is_noisy(layer) for layer in model.layers):
+        folds.append("took the mean weights of the layers that are noisy in training")
+    links += end.links
+    _fold_layer_norm(links, folds)
+    affine = chain.affine_at_start(model, producers)
+    if affine is not None and start is affine.output and _fold_affine(affine, links):
+        into = chain.first(links)
+        folds.append(f"folded {affine.words} into {into.name!r}" if into is not None else f"folded {affine.words}")
+        start, affine = model.input, None
+    elif affine is not None:
+        folds.append(f"kept {affine.words}")
+    if start is not model.input and (affine is None or start is not affine.output):
         folds.append(f"kept the layers up to {producers[id(start)].name!r} as they were")
     whole = start is model.input  # Then the first link sees the observation itself.
-    folds += remove_dead_units(links, inputs_are_positive=whole and uint8)
-    return Canonical(chain.build(model, rescaling, start, links), tuple(folds), centred=greedy)
+    folds += remove_dead_units(links, inputs_are_positive=whole and model.inputs[0].dtype == "uint8")
+    return Canonical(chain.build(model, affine, start, links), tuple(folds), end.centred)
 
 
-def _read_head(model: Any, producers: dict[int, Any], greedy: bool, folds: list[str]) -> _Head | None:
-    last: Any = producers.get(id(model.output))
-    if chain.is_linear_dense(last):
-        return _Head(last.input, *chain.weights(last))
-    if not isinstance(last, Dueling):
-        return None
-    value: Any
-    advantage: Any
-    value, advantage = (producers.get(id(tensor)) for tensor in last.input)
-    if not (chain.is_linear_dense(value) and chain.is_linear_dense(advantage)):
-        return None
-    advantage_kernel, advantage_bias = chain.weights(advantage)
-    advantage_kernel = advantage_kernel - advantage_kernel.mean(axis=1, keepdims=True)
-    advantage_bias = advantage_bias - advantage_bias.mean()
-    if greedy:
-        folds.append("dropped the value stream")
-        return _Head(advantage.input, advantage_kernel, advantage_bias)
-    folds.append("folded the dueling head into one Dense")
-    value_kernel, value_bias = chain.weights(value)
-    bias = value_bias + advantage_bias
-    if value.input is advantage.input:
-        return _Head(advantage.input, value_kernel + advantage_kernel, bias)
-    kernel = np.concatenate([np.repeat(value_kernel, advantage_kernel.shape[1], axis=1), advantage_kernel])
-    return _Head(_merge(value.input, advantage.input, producers, folds), kernel, bias)
+def _fold_layer_norm(links: list[Any], folds: list[str]) -> None:
+    """Lets the Dense before a LayerNorm take the mean out, in place; what is left is `Normalize`."""
+    for index, link in enumerate(links):
+        if not (isinstance(link, Kept) and is_layer_norm(link.layer)):
+            continue
+        before = links[index - 1] if index else None
+        centred = isinstance(before, Link) and before.kind == "dense" and before.is_linear
+        if isinstance(before, Link) and centred:
+            before.kernel = before.kernel - before.kernel.mean(axis=1, keepdims=True)
+            before.bias = before.bias - before.bias.mean()
+            folds.append(f"folded the mean of {link.layer.name!r} into {before.name!r}")
+        links[index] = Kept(of_layer_norm([link.layer], centre=not centred))
 
 
-def _merge(value: Any, advantage: Any, producers: dict[int, Any], folds: list[str]) -> Any:
-    """The features of both streams side by side: one wider Dense where both are one Dense, else a Concatenate."""
-    layers: list[Any] = [producers.get(id(value)), producers.get(id(advantage))]
-    alike = all(chain.is_plain_dense(layer) for layer in layers) and layers[0].input is layers[1].input
-    if not alike or layers[0].activation is not layers[1].activation:
-        features = keras.layers.Concatenate(name="streams")([value, advantage])
-        producers[id(features)] = features.node.layer
-        return features
-    kernels, biases = zip(*(chain.weights(layer) for layer in layers), strict=True)
-    units = kernels[0].shape[1] + kernels[1].shape[1]
-    merged = keras.layers.Dense(units, activation=layers[0].activation, name=f"streams_{layers[1].name}")
-    features = merged(layers[0].input)
-    merged.set_weights([np.concatenate(kernels, axis=1), np.concatenate(biases)])
-    producers[id(features)] = merged
-    folds.append("merged the hidden layers of both streams")
-    return features
+def _fold_affine(affine: Affine, links: list[Any]) -> bool:
+    """Puts `x * scale + offset` into the first layer, in place; false where that would change values.
 
-
-def _fold_rescaling(rescaling: Any, links: list[Any]) -> bool:
-    """Multiplies the first linear layer by the scale, in place; false where an offset meets padding with zeros."""
-    first, scale, offset = chain.first(links), float(rescaling.scale), float(rescaling.offset)
-    if offset and first.kind == "conv" and first.settings["padding"] != "valid":
+    A convolution has one kernel for all places, so a scale or an offset must be the same at all places; and an offset
+    must not meet padding with zeros.
+    """
+    link = chain.first(links)
+    if link is None:
         return False
-    axes = tuple(range(first.kernel.ndim - 1))
-    first.bias = first.bias + offset * first.kernel.sum(axis=axes)
-    first.kernel = first.kernel * scale
+    scale, offset = affine.scale, affine.offset
+    if link.kind == "dense":
+        link.bias = link.bias + offset.ravel() @ link.kernel
+        link.kernel = link.kernel * scale.ravel()[:, None]
+        return True
+    places = tuple(range(scale.ndim - 1))
+    if scale.ndim != 3 or np.ptp(scale, axis=places).any() or np.ptp(offset, axis=places).any():
+        return False
+    if offset.any() and link.settings["padding"] != "valid":
+        return False
+    link.bias = link.bias + np.einsum("hwcu,c->u", link.kernel, offset[0, 0])
+    link.kernel = link.kernel * scale[0, 0][None, None, :, None]
     return True

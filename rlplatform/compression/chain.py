@@ -1,10 +1,13 @@
-"""The part of a network that algebra can work on: a chain of Dense, Conv2D and Flatten, read and built anew."""
+"""The part of a network that algebra can work on: a chain of layers with weights between layers that stay."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 import tf_keras as keras
+
+from rlplatform.agents.layers import NoisyDense, Standardize
+from rlplatform.compression.normalize import Normalize, is_layer_norm
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +37,11 @@ class Link:
         """How many outputs: units of a Dense, channels of a Conv2D."""
         return int(self.kernel.shape[-1])
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it has no activation."""
+        return self.activation is keras.activations.linear
+
     def apply(self, features: Any) -> Any:
         """The layer, with these weights, on `features`."""
         if self.kind == "dense":
@@ -56,6 +64,39 @@ class Flat(NamedTuple):
         return keras.layers.Flatten(name=self.name)(features)
 
 
+class Kept(NamedTuple):
+    """A layer without a rule of its own, built, with one input and one output."""
+
+    layer: Any
+
+    def apply(self, features: Any) -> Any:
+        """A copy of the layer on `features`."""
+        copy = type(self.layer).from_config(self.layer.get_config())
+        outputs = copy(features)
+        copy.set_weights(self.layer.get_weights())
+        return outputs
+
+
+class Affine(NamedTuple):
+    """What happens to an observation before anything else: `x * scale + offset`.
+
+    Attributes:
+        output: the tensor.
+        scale: `[O...]` float64.
+        offset: `[O...]` float64.
+        words: what a fold of it is called.
+    """
+
+    output: Any
+    scale: Array
+    offset: Array
+    words: str
+
+
+AnyLink = Link | Flat | Kept
+_KEPT = (keras.layers.ReLU, keras.layers.Reshape, keras.layers.Softmax, Normalize)
+
+
 def producers(model: Any) -> dict[int, Any]:
     """Which layer made a tensor, by the tensor's id; a layer that was called more than once is left out."""
     found = {}
@@ -67,13 +108,13 @@ def producers(model: Any) -> dict[int, Any]:
     return found
 
 
-def read(features: Any, producers: dict[int, Any]) -> tuple[Any, list[Link | Flat]]:
+def read(features: Any, producers: dict[int, Any]) -> tuple[Any, list[AnyLink]]:
     """The longest chain of known layers that ends in `features`.
 
     Returns:
         The tensor that the chain starts from, and its links in order.
     """
-    links: list[Link | Flat] = []
+    links: list[AnyLink] = []
     while True:
         layer = producers.get(id(features))
         if layer is None or isinstance(layer, keras.layers.InputLayer):
@@ -86,39 +127,56 @@ def read(features: Any, producers: dict[int, Any]) -> tuple[Any, list[Link | Fla
     return features, links
 
 
-def rescaling_at_start(model: Any, producers: dict[int, Any]) -> Any | None:
-    """The Rescaling that is the only layer to see the observation, by one scale and one offset; None without it."""
-    found = None
+def affine_at_start(model: Any, producers: dict[int, Any]) -> Affine | None:
+    """What one Rescaling, one Standardize or both make of the observation, which nothing else sees; None without."""
+    shape = model.input_shape[1:]
+    scale, offset, words = np.ones(shape), np.zeros(shape), []
+    tensor = model.input
+    while (layer := _only_reader(tensor, producers)) is not None:
+        if type(layer) is keras.layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
+            factor, shift = np.full(shape, float(layer.scale)), np.full(shape, float(layer.offset))
+            words.append(f"the scaling by {float(layer.scale):.4g}")
+        elif type(layer) is Standardize:
+            mean, variance = (np.asarray(weight, np.float64) for weight in (layer.mean, layer.variance))
+            factor = 1.0 / np.sqrt(variance + layer.EPSILON)
+            shift = -mean * factor
+            words.append("the normalisation of observations")
+        else:
+            break
+        scale, offset, tensor = scale * factor, offset * factor + shift, layer.output
+    return Affine(tensor, scale, offset, " and ".join(words)) if words else None
+
+
+def _only_reader(tensor: Any, producers: dict[int, Any]) -> Any | None:
+    """The layer that takes the tensor and nothing else, if there is just one."""
+    readers = []
     for layer in producers.values():
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
-        inputs = layer.input if isinstance(layer.input, list | tuple) else [layer.input]
-        if any(tensor is model.input for tensor in inputs):
-            if found is not None or type(layer) is not keras.layers.Rescaling:
-                return None
-            found = layer
-    return found if found is not None and np.ndim(found.scale) == np.ndim(found.offset) == 0 else None
+        if not isinstance(layer, keras.layers.InputLayer):
+            inputs = layer.input if isinstance(layer.input, list | tuple) else [layer.input]
+            readers += [layer] if any(each is tensor for each in inputs) else []
+    return readers[0] if len(readers) == 1 and readers[0].input is tensor else None
 
 
-def first(links: list[Link | Flat]) -> Link:
-    """The first link with weights."""
-    return next(link for link in links if isinstance(link, Link))
+def first(links: list[AnyLink]) -> Link | None:
+    """The first link, if it has weights; None if something else than a Flatten comes before."""
+    link = next((link for link in links if not isinstance(link, Flat)), None)
+    return link if isinstance(link, Link) else None
 
 
-def build(model: Any, rescaling: Any | None, start: Any, links: list[Link | Flat]) -> Any:
+def build(model: Any, affine: Affine | None, start: Any, links: list[AnyLink]) -> Any:
     """A functional model on float32 observations of the shape that `model` takes.
 
     Args:
         model: where the layers that stay come from.
-        rescaling: the Rescaling at its start, if it stays.
+        affine: what happens to the observation first, if it stays.
         start: the tensor in `model` up to which its layers stay.
         links: what comes after `start`.
     """
     observation = keras.Input(shape=model.input_shape[1:], dtype="float32", name="observation")
     source, features = model.input, observation
-    if rescaling is not None:
-        features = keras.layers.Rescaling(rescaling.scale, rescaling.offset, name="rescale")(features)
-        source = rescaling.output
+    if affine is not None:
+        features = keras.layers.Rescaling(affine.scale.tolist(), affine.offset.tolist(), name="rescale")(features)
+        source = affine.output
     if start is not source:
         features = keras.Model(source, start, name="kept")(features)
     for link in links:
@@ -138,15 +196,15 @@ def scale_inputs(model: Any, offset: Array, multiplier: Array) -> Any | None:
         The model, or None where the first layer is no Dense.
     """
     start, links = read(model.output, producers(model))
-    if start is not model.input or first(links).kind != "dense":
-        return None
     link = first(links)
+    if start is not model.input or link is None or link.kind != "dense":
+        return None
     link.bias = link.bias + offset.astype(np.float64).ravel() @ link.kernel
     link.kernel = link.kernel / multiplier.astype(np.float64).ravel()[:, None]
     return build(model, None, start, links)
 
 
-def _link(layer: Any) -> Link | Flat | None:
+def _link(layer: Any) -> AnyLink | None:
     if is_plain_dense(layer):
         return Link("dense", layer.name, *weights(layer), layer.activation)
     if type(layer) is keras.layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last":
@@ -154,12 +212,24 @@ def _link(layer: Any) -> Link | Flat | None:
         return Link("conv", layer.name, *weights(layer), layer.activation, settings)
     if type(layer) is keras.layers.Flatten and layer.data_format == "channels_last":
         return Flat(layer.name)
+    if type(layer) in _KEPT or is_layer_norm(layer):
+        return Kept(layer)
     return None
 
 
 def is_plain_dense(layer: Any) -> bool:
-    """Whether it is a Dense layer on `[B, I]`."""
-    return type(layer) is keras.layers.Dense and len(layer.input.shape) == 2
+    """Whether it is a Dense layer on `[B, I]`, or a noisy one, which plays by its mean weights."""
+    return type(layer) in (keras.layers.Dense, NoisyDense) and len(layer.input.shape) == 2
+
+
+def is_noisy(layer: Any) -> bool:
+    """Whether its weights have noise in training."""
+    return type(layer) is NoisyDense
+
+
+def is_rectifier(layer: Any) -> bool:
+    """Whether it is a layer whose outputs are at least zero."""
+    return type(layer) is keras.layers.ReLU and not layer.negative_slope and layer.threshold >= 0
 
 
 def is_linear_dense(layer: Any) -> bool:
@@ -168,6 +238,6 @@ def is_linear_dense(layer: Any) -> bool:
 
 
 def weights(layer: Any) -> tuple[Array, Array]:
-    """Kernel and bias in float64; a layer without a bias gets zeros."""
+    """Kernel and bias in float64, those of the mean if there is noise; a layer without a bias gets zeros."""
     kernel, *bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
     return kernel, bias[0] if bias else np.zeros(kernel.shape[-1])

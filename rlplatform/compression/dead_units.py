@@ -5,30 +5,43 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from rlplatform.compression.chain import Flat, Link
+from rlplatform.compression.chain import AnyLink, Flat, Link, is_rectifier
 
 Array = np.ndarray[Any, Any]
 
 
-def remove_dead_units(links: list[Link | Flat], inputs_are_positive: bool) -> list[str]:
+def remove_dead_units(links: list[AnyLink], inputs_are_positive: bool) -> list[str]:
     """Removes, in place, units whose output is never used, is never above zero, or never changes.
 
     Args:
-        links: a chain of layers; the last one's outputs are all kept.
+        links: a chain of layers; the outputs of the last one, and of any before a layer without a rule, are all kept.
         inputs_are_positive: whether the first layer's inputs are known to be at least zero.
 
     Returns:
         One sentence for each layer that lost units.
     """
-    linear = [link for link in links if isinstance(link, Link)]
-    before = [link.units for link in linear]
-    while any(_shrink(linear, index, inputs_are_positive) for index in range(len(linear) - 1)):
-        pass
-    return [
-        f"removed {count - link.units} of {count} units of {link.name!r}, which no observation can make matter"
-        for link, count in zip(linear, before, strict=True)
-        if link.units < count
-    ]
+    sentences = []
+    for linear, positive in _runs(links, inputs_are_positive):
+        before = [link.units for link in linear]
+        while any(_shrink(linear, index, positive) for index in range(len(linear) - 1)):
+            pass
+        sentences += [
+            f"removed {count - link.units} of {count} units of {link.name!r}, which no observation can make matter"
+            for link, count in zip(linear, before, strict=True)
+            if link.units < count
+        ]
+    return sentences
+
+
+def _runs(links: list[AnyLink], inputs_are_positive: bool) -> list[tuple[list[Link], bool]]:
+    """The layers with weights that follow each other directly, and whether the first one's inputs are at least zero."""
+    runs: list[tuple[list[Link], bool]] = [([], inputs_are_positive)]
+    for link in links:
+        if isinstance(link, Link):
+            runs[-1][0].append(link)
+        elif not isinstance(link, Flat):
+            runs.append(([], is_rectifier(link.layer)))
+    return runs
 
 
 def _shrink(linear: list[Link], index: int, inputs_are_positive: bool) -> bool:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -5,22 +7,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlplatform.agents import networks
+from rlplatform.agents.layers import Standardize
 from rlplatform.compression import canonical
+from rlplatform.compression.normalize import Normalize
 from rlplatform.config import Config
 
 KNOWN_LAYERS = (keras.layers.InputLayer, keras.layers.Dense, keras.layers.Conv2D, keras.layers.Flatten)
+SOFTMAX = (keras.layers.Reshape, keras.layers.Softmax)
+NORM = (Normalize, keras.layers.ReLU)
 
 
-def network(seed=0, shape=(4,), dtype="float32", num_actions=3, offset=0.0, **config):
+def network(seed=0, shape=(4,), dtype="float32", num_actions=3, offset=0.0, agent=None, **config):
     """A random network with biases that are not zero, and all its values shifted by `offset`."""
     keras.utils.set_random_seed(seed)
-    model = networks.build(Config().replace(network=config), shape, dtype, num_actions)
+    model = networks.build(Config().replace(network=config, agent=agent or {}), shape, dtype, num_actions)
     rng = np.random.default_rng(seed)
     weights = [weight + rng.normal(0, 0.1, weight.shape) * (weight.ndim == 1) for weight in model.get_weights()]
     model.set_weights(weights)
     last = model.get_layer("value") if config.get("dueling") else model.get_layer("q")
-    kernel, bias = last.get_weights()
-    last.set_weights([kernel, bias + offset])
+    kernel, bias, *sigmas = last.get_weights()
+    last.set_weights([kernel, bias + offset, *sigmas])
+    for layer in model.layers:
+        if isinstance(layer, Standardize):
+            mean = layer.mean.shape
+            size = 0.01 if dtype == "uint8" else 1.0  # of what is scaled to 1 before
+            layer.set_weights([rng.normal(0.3, size, mean), size * rng.exponential(1, mean)])
     return model
 
 
@@ -65,6 +76,156 @@ def test_the_canonical_network_takes_the_same_actions(seed, hidden, shape, dtype
     assert all(isinstance(layer, KNOWN_LAYERS) for layer in folded.model.layers)
     for weight, untouched in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, untouched)
+
+
+HEADS = ("scalar", "categorical", "quantile", "implicit_quantile")
+
+
+FLAGS = ("dueling", "noisy", "layer_norm", "normalize_observations")
+
+
+def assert_folds(head, flags, greedy=True, seed=0, hidden=(6, 9), shape=(3, 2), dtype="float32", num_actions=4):
+    agent = {"head": head, "num_atoms": 7, "v_min": -2.0, "v_max": 5.0, "num_quantiles": 6}
+    model = network(seed, shape, dtype, num_actions, agent=agent, torso="mlp", hidden_units=tuple(hidden), **flags)
+    folded = canonical(model, greedy)
+    assert_same_policy(model, folded, observations(model))
+    expected = KNOWN_LAYERS + (SOFTMAX if head == "categorical" else ()) + (NORM if flags["layer_norm"] else ())
+    assert all(isinstance(layer, expected) for layer in folded.model.layers), folded.folds
+    too_many = head == "categorical" and num_actions > folded.model.get_layer("logits").kernel.shape[0]
+    assert folded.centred == (greedy and not too_many)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    head=st.sampled_from(HEADS),
+    flags=st.fixed_dictionaries({flag: st.booleans() for flag in FLAGS}),
+    greedy=st.booleans(),
+    seed=st.integers(0, 2**16),
+    hidden=st.lists(st.integers(2, 12), min_size=1, max_size=3),
+    shape=st.sampled_from([(5,), (3, 2), (2, 3, 2)]),
+    dtype=st.sampled_from(["float32", "uint8"]),
+    num_actions=st.sampled_from([2, 4, 15]),
+)
+def test_heads_fold_into_the_same_policy_under_all_flags(head, flags, greedy, seed, hidden, shape, dtype, num_actions):
+    assert_folds(head, flags, greedy, seed, hidden, shape, dtype, num_actions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_every_head_folds_with_every_set_of_flags(head, greedy):
+    for chosen in itertools.product([False, True], repeat=len(FLAGS)):
+        for dtype in ("float32", "uint8"):
+            assert_folds(head, dict(zip(FLAGS, chosen, strict=True)), greedy, dtype=dtype)
+
+
+def layers_of(folded):
+    return [type(layer).__name__ for layer in folded.model.layers[1:]]
+
+
+@pytest.mark.parametrize("head", ["scalar", "quantile", "implicit_quantile"])
+def test_every_head_but_the_categorical_one_ends_in_a_single_dense(head):
+    model = network(hidden_units=(8, 16), dueling=True, noisy=True, normalize_observations=True, agent={"head": head})
+    folded = canonical(model)
+    assert layers_of(folded) == ["Dense"] * 3
+    assert folded.model.count_params() == (4 * 8 + 8) + (8 * 16 + 16) + (16 * 3 + 3)
+    assert_same_policy(model, folded, observations(model))
+
+
+def test_the_mean_weights_of_a_noisy_network_are_what_it_plays_by():
+    model = network(noisy=True, hidden_units=(8,))
+    folded = canonical(model, greedy=False)
+    kernel, bias = folded.model.get_layer("q").get_weights()
+    np.testing.assert_array_equal(kernel, model.get_layer("q").kernel)
+    np.testing.assert_array_equal(bias, model.get_layer("q").bias)
+    assert "took the mean weights of the layers that are noisy in training" in folded.folds
+
+
+def test_the_quantiles_mean_is_taken_of_the_weights():
+    model = network(hidden_units=(8,), agent={"head": "quantile", "num_quantiles": 5})
+    kernel = canonical(model, greedy=False).model.get_layer("q").get_weights()[0]
+    expected = model.get_layer("q").get_weights()[0].reshape(8, 3, 5).mean(axis=2)
+    np.testing.assert_allclose(kernel, expected, rtol=1e-5)
+
+
+def test_a_softmax_keeps_the_value_stream_and_becomes_centred():
+    agent = {"head": "categorical", "num_atoms": 7}
+    model = network(hidden_units=(8, 16), dueling=True, agent=agent)
+    folded = canonical(model)
+    assert layers_of(folded) == ["Dense", "Dense", "Dense", "Reshape", "Softmax", "Flatten", "Dense"]
+    logits = folded.model.get_layer("logits")
+    assert logits.kernel.shape == (32, 3 * 7)
+    np.testing.assert_allclose(logits.get_weights()[0].reshape(32, 3, 7).mean(axis=2), 0.0, atol=1e-6)
+    assert "kept the softmax over atoms" in folded.folds
+    assert "merged the hidden layers of both streams" in folded.folds
+    np.testing.assert_allclose(values(folded.model, observations(model)).mean(axis=1), 0.0, atol=1e-4)
+
+
+def test_values_of_very_many_actions_under_a_softmax_are_not_centred():
+    model = network(hidden_units=(4,), num_actions=9, agent={"head": "categorical", "num_atoms": 7})
+    folded = canonical(model)
+    assert not folded.centred
+    assert folded.model.count_params() == (4 * 4 + 4) + (4 * 63 + 63) + (7 + 1)
+    assert_same_policy(model, folded, observations(model))
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_mean_of_a_layer_norm_goes_into_the_dense_before_it(greedy):
+    model = network(hidden_units=(8, 16), layer_norm=True, dueling=True)
+    folded = canonical(model, greedy)
+    assert layers_of(folded) == ["Dense", "Normalize", "ReLU"] * 2 + ["Dense"]
+    for layer in folded.model.layers:
+        if isinstance(layer, Normalize):
+            assert not layer.centre
+    assert folded.model.layers[5].groups == (1 if greedy else 2)
+    np.testing.assert_allclose(folded.model.layers[1].get_weights()[0].mean(axis=1), 0.0, atol=1e-7)
+    assert_same_policy(model, folded, observations(model))
+
+
+def test_units_before_a_layer_norm_all_count():
+    model = network(hidden_units=(6,), layer_norm=True)
+    model.get_layer("dense_0").set_weights([np.zeros((4, 6)), np.array([-1.0, 2.0, 0.5, -1.0, 0.0, 3.0])])
+    folded = canonical(model)
+    assert folded.model.get_layer("dense_0").units == 6
+    assert_same_policy(model, folded, observations(model))
+
+
+def layer_norm_torso(observation, config):
+    """A user's torso: LayerNorm of the observation itself, and behind an activation."""
+    features = keras.layers.LayerNormalization(name="first")(observation)
+    features = keras.layers.Dense(6, activation="tanh", name="mine")(features)
+    features = keras.layers.LayerNormalization(scale=False, center=False, epsilon=0.1, name="second")(features)
+    return features, lambda kind: keras.layers.Dense(5, activation="relu", name=f"{kind}_last")
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_layer_norm_that_no_linear_layer_comes_before_takes_its_mean_out_itself(monkeypatch, greedy, dueling):
+    monkeypatch.setitem(networks.TORSOS, "normed", layer_norm_torso)
+    model = network(torso="normed", dueling=dueling, normalize_observations=True)
+    folded = canonical(model, greedy)
+    assert all(layer.centre for layer in folded.model.layers if isinstance(layer, Normalize))
+    assert "kept the normalisation of observations" in folded.folds
+    assert_same_policy(model, folded, observations(model))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_statistics_of_single_pixels_stay_before_a_convolution_in_one_step(dtype):
+    model = network(shape=(36, 36, 2), dtype=dtype, torso="nature", normalize_observations=True)
+    folded = canonical(model)
+    assert layers_of(folded) == ["Rescaling", "Conv2D", "Conv2D", "Conv2D", "Flatten", "Dense", "Dense"]
+    assert folded.folds[-1].startswith("kept ")
+    assert_same_policy(model, folded, observations(model, count=16))
+
+
+def test_statistics_that_all_places_share_fold_into_a_convolution():
+    model = network(shape=(36, 36, 2), dtype="uint8", torso="nature", normalize_observations=True)
+    mean, variance = np.array([0.3, 0.6]), np.array([0.02, 0.05])
+    model.get_layer("standardize").set_weights([np.broadcast_to(part, (36, 36, 2)) for part in (mean, variance)])
+    folded = canonical(model)
+    assert layers_of(folded) == ["Conv2D", "Conv2D", "Conv2D", "Flatten", "Dense", "Dense"]
+    assert "folded the scaling by 0.003922 and the normalisation of observations into 'conv_0'" in folded.folds
+    assert_same_policy(model, folded, observations(model, count=16))
 
 
 @pytest.mark.parametrize("dueling", [False, True])
@@ -153,7 +314,7 @@ def test_a_constant_channel_before_padding_stays():
 
 def custom_torso(observation, config):
     """A user's torso: layers that algebra does not know, then a Dense."""
-    features = keras.layers.LayerNormalization(name="normalise")(observation)
+    features = keras.layers.UnitNormalization(name="normalise")(observation)
     features = keras.layers.Dense(6, activation="tanh", name="mine")(features)
     return features, lambda kind: keras.layers.Dense(5, activation="relu", name=f"{kind}_last")
 
