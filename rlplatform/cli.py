@@ -444,7 +444,10 @@ def _list(args: Any) -> Result:
             suits = ", ".join(about.get("environments", []))
             lines.append(f"{name:16} {about.get('description', '')}" + (f" (default for {suits})" if suits else ""))
         return 0, {"presets": presets}, "\n".join(lines)
-    agents = {"dqn": "Q-network with a target network; flags: agent.double, network.dueling, agent.n_step, agent.tau"}
+    agents = {
+        "dqn": "Q-network with a target network; flags: agent.double, network.dueling, agent.n_step, agent.tau",
+        "pqn": "Q(lambda) on the newest block, without replay and target network; set agent.trace_decay (--preset pqn)",
+    }
     return 0, {"agents": agents}, "\n".join(f"{name:16} {text}" for name, text in agents.items())
 
 

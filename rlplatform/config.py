@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
+import json
 import math
 import pathlib
 import tomllib
@@ -136,6 +137,9 @@ class ReplayConfig:
 class AgentConfig:
     """What is learned: the targets and the loss."""
 
+    algorithm: Literal["dqn", "pqn"] = _field(
+        "dqn", "dqn: from a replay, with a target network; pqn: from the newest block, without (Gallici et al. 2024)"
+    )
     head: Literal["scalar", "categorical", "quantile", "implicit_quantile"] = _field(
         "scalar", "what is learned of the return: its mean, or its distribution as C51, QR-DQN or IQN do"
     )
@@ -156,6 +160,24 @@ class AgentConfig:
     munchausen_temperature: float = _field(0.03, "of the soft policy, in units of return", high=1e6, above=0.0)
     munchausen_clip: float = _field(-1.0, "least value of the scaled log-policy", -1e6, 0.0)
     normalize_rewards: bool = _field(False, "divide rewards by the running deviation of the discounted return")
+    trace_decay: float = _field(
+        0.65, "pqn: lambda, the weight of the next return against the next value; 0: one-step returns", 0.0, 1.0
+    )
+
+
+ALGORITHM_KEYS = {  # what one algorithm alone looks at, so that the other refuses it
+    "dqn": (
+        "network.recurrent",
+        "replay.capacity",
+        "replay.prioritized",
+        "agent.head",
+        "agent.n_step",
+        "agent.target_update_interval",
+        "agent.tau",
+        "agent.munchausen",
+    ),
+    "pqn": ("agent.trace_decay",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,17 +278,36 @@ class Config:
                 f"training.train_interval must be a multiple of environment.num_envs ({num_envs}); "
                 f"got {training.train_interval}, the nearest is {nearest}"
             )
+        self._check_algorithm()
         if self.is_recurrent and self.block_steps > self.replay.sequence_length:
             raise UserError(
                 "a recurrent network learns from sequences that begin where blocks do, so replay.sequence_length must "
                 f"be at least train_interval / num_envs ({self.block_steps}); got {self.replay.sequence_length}"
             )
         needed = num_envs * self.rows_before_sampling + training.train_interval
-        if self.replay.capacity < needed:
+        if self.agent.algorithm == "dqn" and self.replay.capacity < needed:
             parts = "burn_in, sequence_length" if self.is_recurrent else "num_envs"
             raise UserError(
                 f"replay.capacity must be at least {needed} here ({parts}, n_step, frame_stack and "
                 f"train_interval together); got {self.replay.capacity}"
+            )
+
+    def _check_algorithm(self) -> None:
+        """Refuses what the algorithm would not look at."""
+        algorithm, training = self.agent.algorithm, self.training
+        defaults = {part.name: part.default for part in dataclasses.fields(self)}
+        for key in ALGORITHM_KEYS["pqn" if algorithm == "dqn" else "dqn"]:
+            section, _, name = key.partition(".")
+            value, default = getattr(getattr(self, section), name), getattr(defaults[section], name)
+            if value != default:
+                raise UserError(
+                    f"agent.algorithm {algorithm!r} does not use {key}: leave it at {json.dumps(default)}; "
+                    f"got {json.dumps(value)}"
+                )
+        if algorithm == "pqn" and training.batch_size > training.train_interval:
+            raise UserError(
+                "a batch of PQN is a part of the newest block: training.batch_size must be at most "
+                f"training.train_interval ({training.train_interval}); got {training.batch_size}"
             )
 
     def replace(self, **sections: Mapping[str, Any] | Any) -> Self:

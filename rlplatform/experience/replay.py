@@ -144,13 +144,32 @@ class Replay(tf.Module):
             count: how many.
             seed: as for `sample`.
         """
-        end = self._next_row()
-        start = end - tf.cast(tf.minimum(self.rows_written, self.rows), tf.int32)  # below 0: the ring has come round
-        low, high = start + self._lost(self.rows_written), end - self.n_step
+        low, high = self._complete()
         draw = tf.random.stateless_uniform(
             [count], seed, minval=0, maxval=(high - low) * self.num_envs, dtype=tf.int32, alg="philox"
         )
         return self.transitions(low + draw // self.num_envs, draw % self.num_envs)
+
+    def newest(self, steps: int) -> Batch:
+        """Traced: the transitions of the `steps` newest rows whose n-step future is complete, `[steps * N]` by rows.
+
+        Their weight is 0 where the slot is dead, and in rows that were never written or lack a frame of their stack.
+
+        Raises:
+            ValueError: the ring holds fewer rows.
+        """
+        if steps + self.n_step + self.frame_stack - 1 > self.rows:
+            raise ValueError(f"a ring of {self.rows} rows does not hold {steps} rows with their stacks and futures")
+        low, high = self._complete()
+        row = tf.repeat(high - steps + tf.range(steps), self.num_envs)
+        batch = self.transitions(row, tf.tile(tf.range(self.num_envs), [steps]))
+        return batch._replace(weight=tf.where(row >= low, batch.weight, 0.0))
+
+    def _complete(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Traced: the first ring row that can be drawn, and the one after the last; below 0: the ring came round."""
+        end = self._next_row()
+        start = end - tf.cast(tf.minimum(self.rows_written, self.rows), tf.int32)
+        return start + self._lost(self.rows_written), end - self.n_step
 
     def transitions(self, row: tf.Tensor, env: tf.Tensor) -> Batch:
         """Traced: the transitions that start at the slots `(row, env)`, both [B] int32; their futures must be complete.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rlplatform.agents import DQN, RecurrentDQN, UpdateMetrics
+from rlplatform.agents import DQN, PQN, RecurrentDQN, UpdateMetrics
 from rlplatform.agents.acting import flat_weights
 from rlplatform.agents.recurrent import state_size
 from rlplatform.config import Config
@@ -46,13 +46,15 @@ class Learner(tf.Module):
         environment = config.environment
         masked = spec.num_actions if getattr(spec, "action_mask", False) else 0
         with strategy.scope():
-            agent = RecurrentDQN if config.is_recurrent else DQN
-            self.agent = agent(
+            agent = PQN if config.agent.algorithm == "pqn" else RecurrentDQN if config.is_recurrent else DQN
+            self.agent: DQN | PQN = agent(
                 config, spec.stacked_shape(environment.frame_stack), spec.observation_dtype, spec.num_actions
             )
             capacity, exponent = config.replay.capacity, config.replay.priority_exponent
             if config.is_recurrent:  # whole blocks
                 capacity = -(-capacity // config.training.train_interval) * config.training.train_interval
+            if config.agent.algorithm == "pqn":  # the newest block, a row before it, and its stacks' frames
+                capacity = environment.num_envs * (config.block_steps + environment.frame_stack)
             self.replay = Replay(
                 capacity,
                 environment.num_envs,
@@ -109,7 +111,11 @@ class Learner(tf.Module):
         self.store(block)
         training = self._config.training
         seed = tf.stack([self._seed, self._draws])
-        batches = self._drawn.sample(training.gradient_steps, training.batch_size, seed, importance_exponent)
+        batches: Batch | Sequences
+        if isinstance(self.agent, PQN):
+            batches = self.agent.batches(self.replay.newest(self._config.block_steps), seed)
+        else:
+            batches = self._drawn.sample(training.gradient_steps, training.batch_size, seed, importance_exponent)
         self._draws.assign_add(1)
         if training.gradient_steps == 1 or self._unroll:
             found = []
