@@ -206,4 +206,6 @@ def _rendered(env: Any, environment: EnvironmentConfig) -> Array:
         ) from None
     if frame.ndim != 3 or frame.shape[-1] != 3:
         raise UserError(f"{environment.id} renders frames of shape {list(frame.shape)}; a video needs [H, W, 3]")
+    if frame.dtype.kind == "f":  # MinAtar's colours go from 0 to 1
+        frame = frame * 255.0
     return frame.astype(np.uint8)

@@ -12,6 +12,7 @@ from rlplatform import envs
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs import naming, third_party
 from rlplatform.errors import UserError
+from rlplatform.training.evaluation import record
 
 IDS = {
     "ALE/Pong-v5": "atari",
@@ -81,6 +82,16 @@ def test_minatar_shows_channels_last_and_takes_its_minimal_actions() -> None:
     assert set(np.unique(observation).tolist()) == {0, 1}
     assert envs.spec_of(env).num_actions == 3
     env.close()
+
+
+def test_minatar_is_filmed_in_its_colours() -> None:
+    """Its own frames are numbers from 0 to 1."""
+    pytest.importorskip("minatar")
+    environment = EnvironmentConfig(id="MinAtar/Breakout-v1", max_episode_steps=3)
+    frames, _, _ = record(lambda observation: np.zeros(len(observation), int), environment, 1)
+    assert frames.dtype == np.uint8
+    assert frames.max() > 150
+    assert len(np.unique(frames.reshape(-1, 3), axis=0)) == 5  # nothing, paddle, ball, its trail, bricks
 
 
 def test_the_lunar_lander_lands() -> None:
