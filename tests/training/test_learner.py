@@ -45,12 +45,19 @@ def blocks_of(count, config=None, spec=VECTOR, seed=0):
     blocks = []
     for _ in range(count):
         block = Block.empty(
-            config.block_steps, config.environment.num_envs, spec.observation_shape, spec.observation_dtype
+            config.block_steps,
+            config.environment.num_envs,
+            spec.observation_shape,
+            spec.observation_dtype,
+            spec.num_actions if spec.action_mask else 0,
         )
+        block.action_mask[:] = rng.random(block.action_mask.shape) < 0.6
         low, high = (0, 256) if spec.observation_dtype == "uint8" else (-3, 4)
         block.observation[:] = rng.integers(low, high, block.observation.shape)
         block.action[:] = rng.integers(0, spec.num_actions, block.action.shape)
         block.reward[:] = rng.normal(size=block.reward.shape)
+        if spec.action_mask:  # what was done was allowed
+            np.put_along_axis(block.action_mask, block.action[..., None], True, axis=2)
         for field in (block.terminated, block.first, block.dead):
             field[:] = rng.random(field.shape) < 0.2
         blocks.append(block)
@@ -133,12 +140,12 @@ for call in range(20):
         learner.insert_block(block)
     learner.learn_block(block, 1e-3 / (call + 1))
     if call == 0:
-        print("first:", compiled("learn"), compiled("insert"))
+        print("first:", compiled("learn"), compiled("store"))
 learner.replay.rows_written.assign(199_990)  # and around the end of the ring
 for call in range(5):
     learner.learn_block(block, 1e-3)
     learner.insert_block(block)
-print("later:", compiled("learn"), compiled("insert"))
+print("later:", compiled("learn"), compiled("store"))
 
 @tf.function(jit_compile=True)
 def watched(x):  # what a recompilation would look like
@@ -169,7 +176,7 @@ def test_learning_compiles_once_and_writes_the_ring_in_place(tmp_path):
     assert said["later"] == "1 1"
     ring = int(said["ring"])
     assert ring > 15_000_000
-    for name in ("learn", "insert"):
+    for name in ("learn", "store"):
         (report,) = tmp_path.glob(f"*inference_{name}_*memory-usage-report.txt")
         used = int(re.search(r"Total bytes used: (\d+)", report.read_text())[1])
         assert ring <= used < 1.01 * ring, f"{name} needs more memory than the ring: it makes a copy"
@@ -189,7 +196,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(built, pair):
     assert_same_state(one, other)
     another = new(configured(seed=1))  # the same first weights, but other draws
     for block in blocks_of(6):
-        another.learn(Block(*map(tf.constant, block)), tf.constant(1e-2))
+        another.learn(Block(*map(tf.constant, block)), tf.constant(1e-2), tf.constant(1.0))
     assert np.abs(another.weights() - one.weights()).max() > 1e-3
 
 
@@ -210,7 +217,7 @@ def test_the_compiled_loop_agrees_with_the_same_lines_run_eagerly(pair, monkeypa
     eager = new()
     for block in blocks_of(4):
         compiled = pair.one.learn_block(block, 1e-2)
-        metrics, weights = eager.learn(Block(*map(tf.constant, block)), tf.constant(1e-2))
+        metrics, weights = eager.learn(Block(*map(tf.constant, block)), tf.constant(1e-2), tf.constant(1.0))
         for name, value in compiled.metrics._asdict().items():
             assert_allclose(value, getattr(metrics, name), rtol=2e-3, atol=1e-4, err_msg=name)
         assert_allclose(compiled.weights, weights, rtol=1e-3, atol=1e-4)
@@ -224,7 +231,7 @@ def test_the_compiled_program_agrees_with_the_eager_one_with_convolutions():
     compiled, uncompiled = new(config, IMAGE), new(config, IMAGE)
     for block in blocks_of(3, config, IMAGE):
         one = compiled.learn_block(block, 1e-3)
-        _, weights = uncompiled.learn(Block(*map(tf.constant, block)), tf.constant(1e-3))
+        _, weights = uncompiled.learn(Block(*map(tf.constant, block)), tf.constant(1e-3), tf.constant(1.0))
         assert_allclose(one.weights, weights, rtol=1e-2, atol=2e-3)
 
 
@@ -236,8 +243,8 @@ def test_an_update_learns_from_transitions_that_the_replay_gives(pair):
     seen = []
     for number, block in enumerate(blocks_of(4)):
         metrics = pair.one.learn_block(block, 0.0).metrics
-        batch = pair.one.replay.sample(3 * 16, tf.constant([0, number]))  # of all three updates of this call
-        batch = Batch(*(field.numpy()[-16:] for field in batch))  # the last one's, whose metrics come back
+        batch = pair.one.replay.sample(3, 16, tf.constant([0, number]), tf.constant(1.0))  # of the updates of this call
+        batch = Batch(*(field.numpy()[-1] for field in batch))  # the last one's, whose metrics come back
         q, following = (pair.one.agent.online(part).numpy() for part in (batch.observation, batch.next_observation))
         target = batch.reward + batch.discount * following.max(axis=1)  # the target network is still the same
         error = (target - q[np.arange(16), batch.action]) * batch.weight
@@ -254,9 +261,8 @@ def test_all_updates_of_a_call_draw_different_batches():
     learner = new(config)
     long = config.replace(training={"train_interval": 3_000})
     learner.replay.insert(blocks_of(1, long)[0])
-    first, second = learner._draw().observation.numpy().reshape(2, -1)
+    first, second = learner.replay.sample(2, 64, tf.constant([0, 0]), tf.constant(1.0)).slot.numpy()
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first, learner._draw().observation.numpy()[0].ravel())
 
 
 def test_the_weights_that_come_back_are_those_after_the_last_update(pair):
@@ -274,8 +280,89 @@ def test_a_block_that_is_only_inserted_changes_no_weight_and_draws_nothing(pair)
     learner.insert_block(block)
     after = learner.state()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {f"replay/{name}" for name in (*Block._fields, "rows_written")}
+    assert changed == {f"replay/{name}" for name in (*Block._fields, "rows_written")} - {"replay/action_mask"}  # empty
     assert_array_equal(after["replay/action"][:10].reshape(5, 2), block.action)
+
+
+# --- every flag -----------------------------------------------------------------------------------------------------
+
+MASKED = envs.Spec((3,), "float32", 3, action_mask=True)
+NORMALIZED = {"normalize_observations": True}
+REWARDS = {"normalize_rewards": True}
+FLAGS = {
+    "prioritized": {"replay": {"prioritized": True}},
+    "noisy": {"network": {"noisy": True}},
+    "dueling": {"network": {"dueling": True}},
+    "layer_norm": {"network": {"layer_norm": True}},
+    "normalized": {"network": NORMALIZED, "agent": REWARDS},
+    "munchausen": {"agent": {"munchausen": True}},
+    "single": {"agent": {"double": False}},
+    "soft": {"agent": {"tau": 0.1, "target_update_interval": 1}},
+    "categorical": {"agent": {"head": "categorical", "num_atoms": 11, "v_min": -5.0, "v_max": 5.0}},
+    "quantile": {"agent": {"head": "quantile", "num_quantiles": 5}},
+    "implicit_quantile": {"agent": {"head": "implicit_quantile", "num_quantiles": 5}},
+    "stacked": {"environment": {"frame_stack": 3}, "replay": {"prioritized": True}},
+    "one update": {"training": {"gradient_steps": 1}, "network": {"noisy": True}, "replay": {"prioritized": True}},
+    "everything, with quantiles": {
+        "environment": {"frame_stack": 2},
+        "network": {"noisy": True, "dueling": True, "layer_norm": True} | NORMALIZED,
+        "agent": {"head": "implicit_quantile", "num_quantiles": 5, "munchausen": True} | REWARDS,
+        "replay": {"prioritized": True},
+    },
+    "everything, with atoms": {
+        "network": {"noisy": True, "dueling": True, "layer_norm": True} | NORMALIZED,
+        "agent": {"head": "categorical", "num_atoms": 11, "munchausen": True, "n_step": 3} | REWARDS,
+        "replay": {"prioritized": True},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "flag", [pytest.param(flag, marks=() if flag == "one update" else pytest.mark.slow) for flag in FLAGS]
+)
+def test_every_flag_compiles_once_and_does_what_the_same_lines_do_eagerly(flag, monkeypatch):
+    """Random numbers included: noise, levels and draws are the same. Masks are on in half of all."""
+    config, spec = configured(**FLAGS[flag]), MASKED if len(flag) % 2 else VECTOR
+    traced, learn = [], Learner.learn
+    monkeypatch.setattr(Learner, "learn", lambda self, *args: traced.append(self) or learn(self, *args))
+    compiled, eager = new(config, spec), new(config, spec)
+    assert len(traced) == 2
+    for number, block in enumerate(blocks_of(4, config, spec)):
+        rate, exponent = 1e-3 / (number + 1), 0.4 + 0.1 * number
+        got = compiled.learn_block(block, rate, exponent)
+        tensors = Block(*map(tf.constant, block))
+        metrics, weights = learn(eager, tensors, tf.constant(rate), tf.constant(exponent))
+        for name, value in got.metrics._asdict().items():
+            assert np.isfinite(value).all()
+            assert_allclose(value, getattr(metrics, name), rtol=1e-2, atol=1e-3, err_msg=f"{name} of block {number}")
+        assert_allclose(got.weights, weights, rtol=1e-2, atol=1e-3)
+    assert len(traced) == 2
+    assert int(compiled.agent.updates) == 4 * config.training.gradient_steps
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_updates_found_becomes_the_priority_of_what_was_drawn(steps):
+    config = configured(replay={"prioritized": True, "priority_exponent": 0.7}, training={"gradient_steps": steps})
+    learner = new(config)
+    for number, block in enumerate(blocks_of(3, config)):
+        learner.replay.insert(block)
+        state = learner.replay.state()
+        drawn = learner.replay.sample(steps, 16, tf.constant([0, number]), tf.constant(0.5))  # as `learn` will
+        found = []
+        update = learner.agent.update
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(learner.agent, "update", lambda *args: found.append(update(*args)) or found[-1])  # noqa: B023
+            patch.setattr(learner, "_unroll", True)
+            patch.setattr(learner, "store", lambda block: None)
+            learner.learn(block, tf.constant(1e-3), tf.constant(0.5))
+        slots, errors = drawn.slot.numpy().ravel(), np.concatenate([metrics.priority for metrics in found])
+        now = learner.replay.priorities.get(tf.constant(slots)).numpy()
+        for slot, priority in zip(slots, now, strict=True):
+            assert min(abs((errors[slots == slot] + 1e-6) ** 0.7 - priority)) < 1e-5  # of one of its draws
+        others = np.setdiff1d(np.arange(60), slots)
+        before = state["level_0"].ravel()[others]
+        assert_array_equal(learner.replay.priorities.get(tf.constant(others, tf.int32)), before)
+        assert float(learner.replay.greatest) == max(state["greatest"], errors.max())
 
 
 # --- saved and put back -----------------------------------------------------------------------------------------------

@@ -162,6 +162,13 @@ def test_another_seed_gives_other_weights(tmp_path, undisturbed):
     assert not np.array_equal(other.network("last").get_weights()[0], undisturbed.network("last").get_weights()[0])
 
 
+def test_noise_and_priorities_go_on_bit_for_bit(tmp_path):
+    more = ["network.noisy=true", "replay.prioritized=true", "exploration.epsilon=0.0"]
+    whole, _ = train(tmp_path / "whole", more=more)
+    stopped, _ = train(tmp_path / "run", more=more, callbacks=[StopAt(HALF)])
+    assert_same_run(train(stopped.path, more=more, resume=True)[0], whole)
+
+
 def test_a_run_stopped_by_a_callback_goes_on_bit_for_bit(tmp_path, undisturbed):
     stopped, outcome = train(tmp_path / "run", callbacks=[StopAt(HALF)])
     assert (outcome.steps, outcome.reason, outcome.signal) == (HALF, "stopped by the test", 0)
@@ -185,6 +192,32 @@ def test_environments_side_by_side_and_stacked_frames_go_on_bit_for_bit(tmp_path
     whole, _ = train(tmp_path / "whole", more=STACKED)
     stopped, _ = train(tmp_path / "run", more=STACKED, callbacks=[StopAt(HALF)])
     assert_same_run(train(stopped.path, more=STACKED, resume=True)[0], whole)
+
+
+EVERYTHING = (
+    *STACKED,
+    "agent.head=implicit_quantile",
+    "agent.num_quantiles=4",
+    "agent.munchausen=true",
+    "agent.normalize_rewards=true",
+    "network.noisy=true",
+    "network.layer_norm=true",
+    "network.normalize_observations=true",
+    "replay.prioritized=true",
+)
+
+
+@pytest.mark.slow
+def test_noise_priorities_levels_and_statistics_go_on_bit_for_bit(tmp_path):
+    whole, _ = train(tmp_path / "whole", more=EVERYTHING)
+    stopped, outcome = train(tmp_path / "run", more=EVERYTHING, callbacks=[StopAt(HALF)])
+    assert outcome.steps == HALF
+    assert_same_run(train(stopped.path, more=EVERYTHING, resume=True)[0], whole)
+    saved, expected = (run.checkpoints().restore().variables for run in (stopped, whole))
+    assert saved.keys() == expected.keys()
+    assert {"replay/level_0", "replay/greatest", "agent/normalization/0"} <= saved.keys()
+    for name, value in expected.items():
+        assert_array_equal(saved[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("killed_at", [1, HALF])
