@@ -82,6 +82,11 @@ def export(
     chosen = _formats(formats)
     if target not in compression.TARGETS:
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
+    if run.config.is_recurrent:
+        raise UserError(
+            f"{run.path} has a recurrent network ({run.config.network.recurrent}), which cannot be exported; train "
+            "with network.recurrent = 'none', and environment.frame_stack for what must be remembered"
+        )
     bundle.check(out, overwrite)
     subject = _prepare(run, which, target, seed, factory, progress)
     manifest, details = _describe(run, which, subject)
@@ -165,6 +170,7 @@ def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any]
             "frame_shape": list(spec.observation_shape),
             "frame_stack": environment.frame_stack,
             "layout": spec.layout,
+            "binary": spec.binary,
         },
         "action": {
             "count": spec.num_actions,

@@ -23,6 +23,7 @@ class Observations:
         frame_shape: of one frame, `[F...]`.
         frame_stack: how many frames are joined.
         layout: how the environment's own observation becomes one frame, if it is not one already.
+        binary: whether the environment shows bool, which the network sees as 0 and 1.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class Observations:
         frame_shape: tuple[int, ...],
         frame_stack: int,
         layout: Layout | None,
+        binary: bool,
     ) -> None:
         self._shape, self._dtype = shape, dtype
         self._frame_shape, self._frame_stack = frame_shape, frame_stack
         self._layout = layout
+        self._kinds = "fiub" if binary else "fiu"
         self._finite = _finite_check(shape, dtype)
 
     def checked(self, observation: Any) -> Array:
@@ -90,7 +93,7 @@ class Observations:
                 raise ObservationError(
                     f"an observation must be uint8, from 0 to 255 as the environment gives it; got {given.dtype}"
                 )
-        elif given.dtype.kind not in "fiu":
+        elif given.dtype.kind not in self._kinds:
             raise ObservationError(f"an observation must hold real numbers ({self._dtype}); got {given.dtype}")
         with np.errstate(over="ignore"):  # Too great for float32 becomes infinite, which is refused.
             return np.ascontiguousarray(given, self._dtype)

@@ -232,9 +232,10 @@ class Policy:
         )
 
     def _contract(self) -> Observations:
-        described, frame_shape = self.manifest["observation"].get("layout"), self._frames.frame_shape
-        layout = None if described is None else Layout(described, frame_shape)
-        return Observations(self.observation_shape, self._dtype, frame_shape, self.frame_stack, layout)
+        said, frame_shape = self.manifest["observation"], self._frames.frame_shape
+        layout = None if said.get("layout") is None else Layout(said["layout"], frame_shape)
+        binary = said.get("binary", False)
+        return Observations(self.observation_shape, self._dtype, frame_shape, self.frame_stack, layout, binary)
 
     def _check_contract(self, folder: pathlib.Path) -> None:
         graph, name = self._graph, folder / self.file

@@ -92,7 +92,14 @@ def test_the_bundle_holds_what_it_promises(exported):
     assert {"policy.tflite", "policy_int8.tflite", "golden.npz", "saved_model/saved_model.pb"} <= set(manifest["files"])
     assert manifest["environment"]["id"] == "CartPole-v1"
     assert manifest["environment"]["gymnasium"] == gym.__version__
-    observation = {"shape": [4], "dtype": "float32", "frame_shape": [4], "frame_stack": 1, "layout": None}
+    observation = {
+        "shape": [4],
+        "dtype": "float32",
+        "frame_shape": [4],
+        "frame_stack": 1,
+        "layout": None,
+        "binary": False,
+    }
     assert manifest["observation"] == observation
     assert manifest["action"] == {"count": 2, "start": 0, "mask": False, "layout": None}
     assert manifest["network"]["folds"] == ["centred the values of the actions"]
@@ -323,6 +330,13 @@ def test_wrong_arguments_are_refused_before_anything_is_done(exported, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recurrent_network_is_refused_before_anything_is_done(exported, tmp_path):
+    config = exported[0].config.replace(network={"recurrent": "gru"})
+    with pytest.raises(UserError, match=r"has a recurrent network \(gru\), which cannot be exported; train with"):
+        export(dataclasses.replace(exported[0], config=config), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_export_does_not_replace_a_bundle_unasked(exported):
     with pytest.raises(UserError, match="holds a bundle already"):
         export(exported[0], exported[1])
@@ -354,7 +368,14 @@ def test_a_microcontrollers_bundle_of_stacked_frames_and_shifted_actions_plays_a
     assert verification.passed
     assert api.evaluate(tmp_path / "bundle", episodes=2).evaluation.returns.tolist() == [500.0, 500.0]
     manifest = read(tmp_path / "bundle")
-    observation = {"shape": [8], "dtype": "float32", "frame_shape": [4], "frame_stack": 2, "layout": None}
+    observation = {
+        "shape": [8],
+        "dtype": "float32",
+        "frame_shape": [4],
+        "frame_stack": 2,
+        "layout": None,
+        "binary": False,
+    }
     assert manifest["observation"] == observation
     assert manifest["preprocessing"]
     assert len(manifest["files"]["policy_int8.tflite"]["input_scaling"]["offset"]) == 8

@@ -109,6 +109,7 @@ def write_bundle(
     count=2,
     mask=None,
     layout=None,
+    binary=False,
     **files,
 ):
     """A bundle with the given variants; what is not the runtime's business is left out."""
@@ -125,6 +126,7 @@ def write_bundle(
             "frame_shape": list(frame_shape or shape),
             "frame_stack": frame_stack,
             "layout": layout,
+            "binary": binary,
         },
         "action": {"count": count, "start": start} | ({} if mask is None else {"mask": mask}),
         "variants": {},
@@ -288,6 +290,13 @@ def test_the_variant_is_chosen_by_name_or_by_the_bundle(tmp_path):
     only = write_bundle(tmp_path / "c")
     with pytest.raises(BundleError, match="has no variant 'int8'; it has float"):
         Policy(only, "int8")
+
+
+def test_where_the_environment_shows_bool_bool_is_taken_as_0_and_1(tmp_path):
+    policy = Policy(write_bundle(tmp_path / "b", binary=True))
+    for given in np.eye(4, dtype=bool):
+        assert policy.act(given) == policy.act(given.astype(np.float32)) == policy.act(given.tolist())
+        np.testing.assert_array_equal(policy.q_values(given), policy.q_values(given.astype(np.float32)))
 
 
 # --- action masks ---------------------------------------------------------------------------------------------------
