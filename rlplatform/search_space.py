@@ -31,7 +31,7 @@ Space = dict[str, Entry]
 
 
 def default_space(base: Config) -> Space:
-    """What is varied for DQN and its relatives, around the settings of a preset, which it always contains.
+    """What is varied around the settings of a preset, which it always contains.
 
     The update budget is bounded: `updates_per_step` goes from a quarter to twice that of the preset.
     """
@@ -42,19 +42,24 @@ def default_space(base: Config) -> Space:
         rate = base.optimizer.learning_rate.start
         part = "" if base.optimizer.learning_rate.kind == "constant" else ".start"
         space[f"optimizer.learning_rate{part}"] = Range(min(1e-4, rate), max(5e-3, rate), log=True)
-    space["training.batch_size"] = _with([32, 64, 128, 256], training.batch_size)
-    envs_together = base.environment.num_envs
-    space["training.train_interval"] = _with(
-        [max(1, round(n / envs_together)) * envs_together for n in (16, 64, 256)], training.train_interval
-    )
-    space[UPDATES_PER_STEP] = Range(ratio / 4, ratio * 2, log=True)
-    if agent.tau < 1.0:
+    replays = agent.algorithm == "dqn"
+    if replays and base.network.recurrent == "none":  # else blocks and batches are parts of one another
+        space["training.batch_size"] = _with([32, 64, 128, 256], training.batch_size)
+        envs_together = base.environment.num_envs
+        space["training.train_interval"] = _with(
+            [max(1, round(n / envs_together)) * envs_together for n in (16, 64, 256)], training.train_interval
+        )
+        space[UPDATES_PER_STEP] = Range(ratio / 4, ratio * 2, log=True)
+    if not replays:
+        space["agent.trace_decay"] = Range(min(0.3, agent.trace_decay), max(0.95, agent.trace_decay))
+    elif agent.tau < 1.0:
         space["agent.tau"] = Range(min(1e-3, agent.tau), max(5e-2, agent.tau), log=True)
     else:
         interval = agent.target_update_interval
         space["agent.target_update_interval"] = Range(min(32, interval), max(2_048, interval), log=True)
     space["agent.gamma"] = _with([0.97, 0.98, 0.99, 0.995, 0.999], agent.gamma)
-    space["agent.n_step"] = _with([1, 3, 5], agent.n_step)
+    if replays:
+        space["agent.n_step"] = _with([1, 3, 5], agent.n_step)
     if not base.network.noisy and exploration.epsilon.kind in ("linear", "exponential", "cosine"):
         end, fraction = exploration.epsilon.end, exploration.epsilon.fraction
         space["exploration.epsilon.end"] = Range(min(0.01, end), max(0.1, end), log=end > 0.0)
