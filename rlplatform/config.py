@@ -331,8 +331,8 @@ class Config:
         """Rows that the replay must hold before anything can be drawn from it."""
         if not self.is_recurrent:
             return self.agent.n_step + self.environment.frame_stack
-        lost = self.block_steps if self.environment.frame_stack > 1 else 0  # the oldest block may lack frames
-        return self.replay.burn_in + self.replay.sequence_length + self.agent.n_step + lost
+        lost = -(-(self.environment.frame_stack - 1) // self.block_steps)  # oldest blocks that may lack frames
+        return self.replay.burn_in + self.replay.sequence_length + self.agent.n_step + lost * self.block_steps
 
 
 # --- trees of plain values ------------------------------------------------------------------------------------------

@@ -84,10 +84,9 @@ class SequenceReplay(tf.Module):
         self.blocks = replay.rows // block_steps
         self._spanned = -(-self.rows // block_steps)  # blocks that a sequence reaches into
         if block_steps > length:
-            raise ValueError(
-                f"of a block of {block_steps} rows, sequences of {length} learned rows would pass some over"
-            )
-        if self.blocks <= self._spanned:
+            raise ValueError(f"of blocks of {block_steps} rows, sequences that learn from {length} pass some over")
+        self._lost = -(-(replay.frame_stack - 1) // block_steps)  # oldest blocks that lack frames of their stacks
+        if self.blocks <= self._spanned + self._lost:
             raise ValueError(f"a ring of {replay.rows} rows is too short for sequences of {self.rows}")
         starts = self.blocks * replay.num_envs
         self.state_before = tf.Variable(tf.zeros([starts, state_size]), trainable=False, name="state_before")
@@ -176,36 +175,36 @@ class SequenceReplay(tf.Module):
     def _prioritize_new(self, newest: tf.Tensor) -> None:
         """Traced: the greatest priority to the sequences that the newest block has completed, none to its own.
 
-        Where frames are stacked, the block that is now the oldest has lost frames, and its sequences can be drawn no
-        more.
+        Nor to those of the oldest blocks, whose frames' stacks reach into what the newest block has overwritten.
         """
         assert self._alpha is not None
-        num_envs, written = self._replay.num_envs, self._replay.rows_written // self._steps
-        envs = tf.range(num_envs)
+        written = self._replay.rows_written // self._steps
         completed = (newest - (self._spanned - 1)) % self.blocks
-        whole = written >= self._spanned
-        if self._replay.frame_stack > 1:
-            whole &= (written > self._spanned) | self._begins()
-        first = tf.where(whole, tf.pow(self.greatest + PRIORITY_OFFSET, self._alpha), 0.0) * tf.ones([num_envs])
-        blocks, values = [completed, newest], [first, tf.zeros([num_envs])]
-        if self._replay.frame_stack > 1:
-            oldest = (newest + 1) % self.blocks  # of a full ring; one that is not full has nothing there yet
-            blocks, values = [*blocks, oldest], [*values, tf.zeros([num_envs])]
-        slots = tf.concat([block * num_envs + envs for block in blocks], axis=0)
-        self.priorities.set(slots, tf.concat(values, axis=0))
+        whole = written - self._spanned >= self._first_whole(written)
+        lost = [tf.where(written > self.blocks, (newest + 1 + k) % self.blocks, newest) for k in range(self._lost)]
+        blocks = tf.stack([completed, newest, *lost])
+        priority = tf.where(whole, tf.pow(self.greatest + PRIORITY_OFFSET, self._alpha), 0.0)
+        values = tf.stack([priority, *[tf.zeros([])] * (1 + self._lost)])
+        num_envs = self._replay.num_envs
+        slots = tf.reshape(blocks[:, None] * num_envs + tf.range(num_envs), [-1])
+        self.priorities.set(slots, tf.repeat(values, num_envs))
 
     def _complete(self) -> tf.Tensor:
         """Traced: [] int32, how many blocks a sequence can begin with."""
-        written = tf.cast(tf.minimum(self._replay.rows_written, self._replay.rows), tf.int32) // self._steps
-        lost = 0
-        if self._replay.frame_stack > 1:
-            whole = (self._replay.rows_written < self._replay.rows) & self._begins()
-            lost = tf.where(whole, 0, 1)
-        return written - (self._spanned - 1) - lost
+        written = self._replay.rows_written // self._steps
+        return tf.cast(written - (self._spanned - 1) - self._first_whole(written), tf.int32)
 
-    def _begins(self) -> tf.Tensor:
-        """Traced: [] bool, whether every environment begins an episode in the ring's first row."""
-        return tf.reduce_all(tf.gather(self._replay.first, tf.range(self._replay.num_envs)))
+    def _first_whole(self, written: tf.Tensor) -> tf.Tensor:
+        """Traced: [] int64, the oldest block in the ring with all frames of its stacks, counted from the first ever.
+
+        The first ever needs none from before itself where it begins every environment's episode; a ring that was
+        emptied in the middle of a run fills again in the middle of episodes.
+        """
+        never_lost = tf.zeros([], tf.int64)
+        if self._lost:
+            begins = tf.reduce_all(tf.gather(self._replay.first, tf.range(self._replay.num_envs)))
+            never_lost = tf.where(begins, never_lost, self._lost)
+        return tf.where(written > self.blocks, written - self.blocks + self._lost, never_lost)
 
     def _block(self, offset: int) -> tf.Tensor:
         """Traced: [] int32, where in the ring the block lies that comes `offset` after the one that is written next."""
