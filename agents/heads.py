@@ -129,7 +129,7 @@ def scalar_loss(output: tf.Tensor, action: tf.Tensor, target: tf.Tensor, delta: 
 
 
 def atoms(low: float, high: float, count: int) -> tf.Tensor:
-    """Traced: the support z of a categorical distribution, `[K]` from `low` to `high` (Bellemare et al. 2017, sec. 4)."""
+    """Traced: the support z of a categorical distribution, `[K]` from `low` to `high` (Bellemare et al. 2017)."""
     return tf.linspace(tf.constant(low, tf.float32), high, count)
 
 

@@ -130,7 +130,7 @@ def fresh_noise(network: Any, seed: tf.Tensor) -> Iterator[None]:
 
 @keras.utils.register_keras_serializable(package="rlplatform")
 class ImplicitQuantiles(keras.layers.Layer):
-    """Features times an embedding of quantile levels, phi(tau) = relu(cos(pi i tau) W + b) (Dabney et al. 2018b, eq. 4).
+    """Features times an embedding of quantile levels, phi(tau) = relu(cos(pi i tau) W + b) (Dabney 2018b, eq. 4).
 
     For training, features `[B, F]` and levels `[1, K]` become the pair of features and embedding `[K, F]`, which
     `AtLevels` multiplies. Without levels, `[B, F]` become the greedy policy's `[B, F]`: since only a linear layer

@@ -71,6 +71,7 @@ for threads in (1, 2):
 """
 
 
+@pytest.mark.slow
 def test_the_first_choice_of_threads_in_a_process_counts_and_a_later_one_does_no_harm():
     assert output_of(LIMITED).split("\n")[:2] == ["1 10000.0", "1 10000.0"]
 

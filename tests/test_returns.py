@@ -73,6 +73,7 @@ def measure(out, presets=("dqn",), env_ids=(ENV,), seeds=2, episodes=3, override
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_kept_as_it_was_trained_and_evaluated(here, tmp_path):
     out = tmp_path / "made" / "returns.json"
     tree = measure(out, env_ids=["CartPole-v1"], seeds=1, first_seed=7, command="rlplatform benchmark returns ...")
@@ -231,7 +232,7 @@ def test_after_kill_9_the_same_command_ends_with_the_returns_of_one_that_was_nev
     def command(name):
         words = [sys.executable, "-m", "rlplatform", "benchmark", "returns", "--envs", "CartPole-v1"]
         words += ["--presets", "dqn", "--seeds", "2", "--episodes", "3", "--steps", "1500", "--out", name]
-        for setting in (*QUICK, "checkpoint.interval=64", "logging.interval=64"):
+        for setting in (*QUICK, "checkpoint.interval=256", "evaluation.interval=512"):
             words += ["--set", setting]
         return words
 
@@ -244,7 +245,7 @@ def test_after_kill_9_the_same_command_ends_with_the_returns_of_one_that_was_nev
     while not list(tmp_path.glob("killed.runs/*/checkpoints/step_*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(kept()) < 2

@@ -142,6 +142,7 @@ def test_a_tiny_sweep_finds_a_preset_that_trains(here, space, tmp_path):
     assert again == pytest.approx(trials_of(out)[found.best]["returns"][0])
 
 
+@pytest.mark.slow
 def test_a_trial_trains_seed_after_seed_and_stops_at_the_evaluation_that_prunes_it(here, tmp_path):
     base = config.resolve(ENV, "dqn", [*QUICK, "training.total_steps=128", "evaluation.interval=128"])
     told = []
@@ -294,14 +295,14 @@ def test_after_kill_9_the_same_command_ends_with_the_trials_that_were_asked_for(
     out = tmp_path / "out"
     words = [sys.executable, "-m", "rlplatform", "sweep", ENV, "--trials", "3", "--out", str(out)]
     words += ["--preset", "dqn", "--steps", "2000", "--space", str(space), "--episodes", "4"]
-    for setting in (*QUICK, "checkpoint.interval=64"):
+    for setting in (*QUICK, "checkpoint.interval=256", "evaluation.interval=512"):
         words += ["--set", setting]
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 400
     while not list(out.glob("runs/trial-1/seed-1000/checkpoints/step_*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [row["trial"] for row in trials_of(out)] == [0]

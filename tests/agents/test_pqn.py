@@ -317,6 +317,7 @@ def test_noise_is_fresh_in_every_update_and_follows_from_the_seed():
     assert errors(1) != [first, second]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [{}, ALL], ids=["plain", "all"])
 def test_the_compiled_program_agrees_with_the_same_lines_run_eagerly(network):
     configuration = configured(epochs=2, network=network, environment={"frame_stack": 2})

@@ -131,6 +131,7 @@ def test_munchausen_adds_the_log_policy_of_the_row_itself():
             assert_allclose(metrics.td_error.numpy().reshape(LENGTH, SIZE)[t, item], error, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["categorical", "quantile", "implicit_quantile"])
 def test_every_head_learns_from_sequences(head):
     """On one batch, whose rows all end, the values come to be the rewards."""

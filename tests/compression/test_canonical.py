@@ -95,6 +95,7 @@ def assert_folds(head, flags, greedy=True, seed=0, hidden=(6, 9), shape=(3, 2), 
     assert folded.centred == (greedy and not too_many)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     head=st.sampled_from(HEADS),

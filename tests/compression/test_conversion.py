@@ -10,6 +10,8 @@ from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.runtime import open_graph
 
+pytestmark = pytest.mark.slow  # every one of them runs TensorFlow's converter
+
 RANGES = np.array([2.4, 3.0, 0.2, 3.0], np.float32)  # CartPole's, which differ fifteenfold
 
 

@@ -7,6 +7,8 @@ import tf_keras as keras
 from rlplatform.compression import conversion, inspection, refinement
 from rlplatform.runtime import open_graph
 
+pytestmark = pytest.mark.slow  # every one of them runs TensorFlow's converter
+
 SEEN = np.random.default_rng(0).normal(0, 1, (300, 4)).astype(np.float32) * np.array([1.0, 1.0, 0.01, 1.0], np.float32)
 
 

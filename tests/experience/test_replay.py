@@ -297,6 +297,7 @@ def test_the_same_seed_draws_the_same_slots_and_another_others():
     assert not np.array_equal(first.observation, later.observation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [None, 0.6])
 @pytest.mark.parametrize(("dtype", "shape", "frame_stack"), [("float32", (2,), 1), ("uint8", (3, 2), 3)])
 def test_the_compiled_program_draws_what_the_eager_one_draws(dtype, shape, frame_stack, alpha):

@@ -14,6 +14,8 @@ from rlplatform.training.evaluation import evaluate, greedy
 from rlplatform.training.learner import Learner
 from rlplatform.training.run import seed_networks
 
+pytestmark = pytest.mark.slow
+
 
 class Lights(gym.Env[Any, Any]):
     """Sixteen lights in two planes; an action names the number of lights that are on in a corner."""

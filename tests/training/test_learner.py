@@ -159,6 +159,7 @@ print("ring:", sum(np.prod(part.shape) * part.dtype.size for part in learner.rep
 """
 
 
+@pytest.mark.slow
 def test_learning_compiles_once_and_writes_the_ring_in_place(tmp_path):
     """XLA itself writes down what it compiles, and the memory that each program uses."""
     done = subprocess.run(

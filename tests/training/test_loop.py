@@ -162,6 +162,7 @@ def test_another_seed_gives_other_weights(tmp_path, undisturbed):
     assert not np.array_equal(other.network("last").get_weights()[0], undisturbed.network("last").get_weights()[0])
 
 
+@pytest.mark.slow
 def test_noise_and_priorities_go_on_bit_for_bit(tmp_path):
     more = ["network.noisy=true", "replay.prioritized=true", "exploration.epsilon=0.0"]
     whole, _ = train(tmp_path / "whole", more=more)
@@ -169,6 +170,7 @@ def test_noise_and_priorities_go_on_bit_for_bit(tmp_path):
     assert_same_run(train(stopped.path, more=more, resume=True)[0], whole)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_a_callback_goes_on_bit_for_bit(tmp_path, undisturbed):
     stopped, outcome = train(tmp_path / "run", callbacks=[StopAt(HALF)])
     assert (outcome.steps, outcome.reason, outcome.signal) == (HALF, "stopped by the test", 0)
@@ -220,6 +222,7 @@ def test_noise_priorities_levels_and_statistics_go_on_bit_for_bit(tmp_path):
         assert_array_equal(saved[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, HALF])
 def test_a_run_without_a_checkpoint_is_begun_anew_by_resume(tmp_path, undisturbed, killed_at):
     """However many rows of metrics it has written, and whatever policy it has kept."""
