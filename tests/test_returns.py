@@ -227,6 +227,7 @@ def test_the_command_shows_the_table_of_a_file_and_ends_with_1_where_a_run_has_f
     assert invented.trained == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_after_kill_9_the_same_command_ends_with_the_returns_of_one_that_was_never_killed(tmp_path):
     def command(name):

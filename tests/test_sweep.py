@@ -290,6 +290,7 @@ def test_the_command_tells_the_best_trial_and_its_preset(invented, batches, tmp_
     assert tomllib.loads((out / "best.toml").read_text())["preset"]["description"].startswith("found by a sweep of")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_after_kill_9_the_same_command_ends_with_the_trials_that_were_asked_for(space, tmp_path):
     out = tmp_path / "out"

@@ -111,6 +111,7 @@ def test_heads_fold_into_the_same_policy_under_all_flags(head, flags, greedy, se
     assert_folds(head, flags, greedy, seed, hidden, shape, dtype, num_actions)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("greedy", [False, True])

@@ -77,6 +77,7 @@ def assert_the_file_is_the_network(model, folded, content):
     assert len(np.unique(chosen)) > 1  # the networks choose at all
 
 
+@pytest.mark.slow
 def test_the_float_file_of_each_head_under_all_flags_is_the_network(tmp_path):
     models = [network(head, ALL) for head in HEADS]
     folded = [canonical(model) for model in models]
@@ -84,6 +85,7 @@ def test_the_float_file_of_each_head_under_all_flags_is_the_network(tmp_path):
         assert_the_file_is_the_network(*triple)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_the_float_file_of_every_head_and_set_of_flags_is_the_network(tmp_path, head):
@@ -108,6 +110,7 @@ def test_images_through_every_torso_become_files(tmp_path, torso):
     assert not inspection.read(files.int8_file).foreign
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("head", HEADS)
