@@ -38,7 +38,7 @@ class Normalize(keras.layers.Layer):
         grouped = inputs if self.groups == 1 else tf.reshape(inputs, [-1, self.groups, units // self.groups])
         if self.centre:
             grouped -= tf.reduce_mean(grouped, axis=-1, keepdims=True)
-        grouped *= tf.math.rsqrt(tf.reduce_mean(tf.square(grouped), axis=-1, keepdims=True) + self.epsilon)
+        grouped *= tf.math.rsqrt(tf.reduce_mean(grouped * grouped, axis=-1, keepdims=True) + self.epsilon)
         return tf.reshape(grouped, [-1, units]) * self.gamma + self.beta
 
     def get_config(self) -> dict[str, Any]:

@@ -203,6 +203,7 @@ ALONE = [("scalar", flag) for flag in FLAGS] + [(head,) for head in HEADS]
 QUICK = [("implicit_quantile", "munchausen", "prioritized"), ("categorical", "three steps", "dueling")]
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "names",

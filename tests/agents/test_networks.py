@@ -146,6 +146,7 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("flags", COMBINATIONS)
 def test_both_networks_of_a_head_have_the_same_weights_in_the_same_order(head, flags):
@@ -278,6 +279,8 @@ def test_observations_are_standardised_before_all_else_and_bytes_after_they_are_
     assert len(statistics.non_trainable_variables) == 2
 
 
+@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("training", [False, True])
 def test_a_network_with_every_flag_is_read_back_from_its_file_and_cloned(tmp_path, head, training):

@@ -140,6 +140,7 @@ def episodes_of(env, rows, mode):
         row, number = row + shown, number + 1
 
 
+@pytest.mark.slow
 @decays
 @pytest.mark.parametrize("frame_stack", [1, 3])
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
@@ -429,6 +430,7 @@ def train(path, more=(), **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [(), pytest.param(("environment.frame_stack=2", "network.noisy=true"), marks=pytest.mark.slow)],
@@ -445,6 +447,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, more):
     assert whole.checkpoints().restore().variables["agent/updates"] == 384 // 32 * 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_it_learns_cartpole(tmp_path):
     run = api.train("CartPole-v1", preset="pqn", steps=60_000, seed=1, out=tmp_path / "run", progress=False)

@@ -77,6 +77,7 @@ def lived(agent, weights, batch):
 # --- what is learned --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("masks", [False, True])
@@ -131,6 +132,7 @@ def test_munchausen_adds_the_log_policy_of_the_row_itself():
             assert_allclose(metrics.td_error.numpy().reshape(LENGTH, SIZE)[t, item], error, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["categorical", "quantile", "implicit_quantile"])
 def test_every_head_learns_from_sequences(head):

@@ -140,6 +140,7 @@ class Lived:
         raise AssertionError("a sequence that never was")
 
 
+@pytest.mark.slow
 @given(KINDS)
 @settings(max_examples=30)
 def test_every_sequence_is_what_was_lived_through(kind):
@@ -203,6 +204,7 @@ def test_new_sequences_get_the_greatest_priority_so_far():
     assert_allclose(lived.sequences.priorities.get(tf.constant([newest])), [1e-6], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prioritized", [False, True])
 def test_the_compiled_program_draws_what_the_eager_one_draws(prioritized):
     eager, compiled = (Lived(2, 3, 2, 5, 2, 2, spare=1, prioritized=prioritized) for _ in range(2))

@@ -412,6 +412,7 @@ def masked_run(path, by):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "target"), [("observation", "cpu"), pytest.param("info", "mcu", marks=pytest.mark.slow)]
 )

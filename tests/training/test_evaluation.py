@@ -264,6 +264,7 @@ def liking(observation, action_mask):
     return np.where(action_mask, values, -np.inf).argmax(axis=1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("by", ["info", "observation"])
 @pytest.mark.parametrize("frame_stack", [1, 2])
 @pytest.mark.parametrize("episodes", [300, pytest.param(5_000, marks=pytest.mark.slow)])

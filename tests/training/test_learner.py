@@ -318,6 +318,7 @@ FLAGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "flag", [pytest.param(flag, marks=() if flag == "one update" else pytest.mark.slow) for flag in FLAGS]

@@ -69,6 +69,7 @@ def collector_for(config, mode=AutoresetMode.NEXT_STEP, seed=0):
 # --- collected --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("steps", [1, 7])
