@@ -146,6 +146,7 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("flags", COMBINATIONS)

@@ -140,6 +140,7 @@ def episodes_of(env, rows, mode):
         row, number = row + shown, number + 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @decays
 @pytest.mark.parametrize("frame_stack", [1, 3])
@@ -318,6 +319,7 @@ def test_noise_is_fresh_in_every_update_and_follows_from_the_seed():
     assert errors(1) != [first, second]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [{}, ALL], ids=["plain", "all"])
 def test_the_compiled_program_agrees_with_the_same_lines_run_eagerly(network):
@@ -430,6 +432,7 @@ def train(path, more=(), **options):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",

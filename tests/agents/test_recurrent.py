@@ -108,6 +108,7 @@ def test_a_long_short_term_memory_remembers_at_first():
 # --- step by step and all rows at once --------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "head"), list(itertools.product(KINDS, HEADS)))
 def test_acting_step_by_step_gives_the_values_of_unrolling(kind, head):

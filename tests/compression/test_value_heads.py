@@ -98,6 +98,7 @@ def test_the_float_file_of_every_head_and_set_of_flags_is_the_network(tmp_path, 
         assert_the_file_is_the_network(*triple)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("torso", ["nature", "minatar", "impala"])
 def test_images_through_every_torso_become_files(tmp_path, torso):

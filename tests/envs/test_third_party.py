@@ -55,6 +55,7 @@ def test_box2d_that_is_missing_is_named_by_its_extra(monkeypatch: pytest.MonkeyP
         envs.make_single(EnvironmentConfig(id="LunarLander-v3"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(("id", "extra"), IDS.items())
 def test_an_id_alone_is_enough_in_a_new_process(id: str, extra: str) -> None:

@@ -62,6 +62,7 @@ def trained(dtype: str, frame_stack: int, normalize: bool) -> tuple[envs.Spec, L
     return spec, learner, weights, returns
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("frame_stack", "normalize"), [(1, False), (1, True), (3, False)])
 def test_bool_learns_what_float32_learns(frame_stack: int, normalize: bool) -> None:
     spec, learner, weights, returns = trained("bool", frame_stack, normalize)

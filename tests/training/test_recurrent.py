@@ -143,6 +143,7 @@ def test_a_collector_that_is_saved_goes_on_with_what_it_remembers():
 # --- learned from -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("prioritized", [False, True])
 def test_the_compiled_program_learns_what_the_eager_one_learns_and_goes_on_where_it_was_saved(prioritized):
@@ -251,6 +252,7 @@ def rows(run):
     return [{k: v for k, v in json.loads(line).items() if k != "seconds" and "speed/" not in k} for line in lines]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(kind, tmp_path):
@@ -277,6 +279,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(kind, tmp_path):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_maze_is_solved_by_remembering_and_not_without(tmp_path):
     returns = {}
