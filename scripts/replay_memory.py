@@ -13,6 +13,7 @@ import platform
 import shlex
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -31,12 +32,12 @@ def memory(field: str) -> int:
     raise SystemExit("this system has no /proc/self/status with VmRSS and VmHWM")
 
 
-def compiled(function, *signature):
+def compiled(function: Any, *signature: Any) -> Any:
     """One XLA program, as the learner makes them."""
     return tf.function(function, jit_compile=True, autograph=False).get_concrete_function(*signature)
 
 
-def measure(frames: int) -> dict:
+def measure(frames: int) -> dict[str, Any]:
     """Fills a ring of `frames` frames once and a block more, and draws from it after each block."""
     rng = np.random.default_rng(0)
     block = Block.empty(BLOCK, 1, (84, 84), "uint8")
