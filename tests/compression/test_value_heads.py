@@ -32,7 +32,7 @@ def network(head, flags, seed=0, **changes):
         if isinstance(layer, Standardize):
             layer.set_weights([rng.normal(0, 0.5, weights[0].shape), rng.exponential(1, weights[1].shape)])
         elif layer.name in ("q", "value", "advantage") and weights:  # so that distributions have a shape
-            layer.set_weights([2 * weights[0], rng.normal(0, 0.5, weights[1].shape), *weights[2:]])
+            layer.set_weights([2 * weights[0], rng.normal(0, 0.02, weights[1].shape), *weights[2:]])
     return model
 
 
@@ -63,6 +63,7 @@ def actions(content, observations):
 
 
 def assert_the_file_is_the_network(model, folded, content):
+    """All gates of a float file hold, and its actions are the network's; how many different ones there are."""
     q, canonical_q = model(SEEN).numpy(), folded.model(SEEN).numpy()
     chosen = actions(content, SEEN)
     for gate in (
@@ -74,15 +75,16 @@ def assert_the_file_is_the_network(model, folded, content):
     clear = agreement.gaps(q) > 2e-5 * np.abs(q).max()
     np.testing.assert_array_equal(chosen[clear], q.argmax(axis=1)[clear])
     assert clear.mean() > 0.95
-    assert len(np.unique(chosen)) > 1  # the networks choose at all
+    return len(np.unique(chosen))
 
 
 @pytest.mark.slow
 def test_the_float_file_of_each_head_under_all_flags_is_the_network(tmp_path):
     models = [network(head, ALL) for head in HEADS]
     folded = [canonical(model) for model in models]
-    for triple in zip(models, folded, float_files([each.model for each in folded], tmp_path), strict=True):
-        assert_the_file_is_the_network(*triple)
+    files = float_files([each.model for each in folded], tmp_path)
+    taken = [assert_the_file_is_the_network(*each) for each in zip(models, folded, files, strict=True)]
+    assert np.mean(taken) > 2  # the networks choose at all
 
 
 @pytest.mark.exhaustive
@@ -94,8 +96,9 @@ def test_the_float_file_of_every_head_and_set_of_flags_is_the_network(tmp_path, 
         for seed, chosen in enumerate(itertools.product([False, True], repeat=len(FLAGS)))
     ]
     folded = [canonical(model) for model in models]
-    for triple in zip(models, folded, float_files([each.model for each in folded], tmp_path), strict=True):
-        assert_the_file_is_the_network(*triple)
+    files = float_files([each.model for each in folded], tmp_path)
+    taken = [assert_the_file_is_the_network(*each) for each in zip(models, folded, files, strict=True)]
+    assert np.mean(taken) > 2  # the networks choose at all
 
 
 @pytest.mark.exhaustive
