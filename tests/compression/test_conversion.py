@@ -208,9 +208,10 @@ def masked_for_cpu():
 @pytest.mark.parametrize("kind", ["float_file", "int8_file"])
 def test_the_action_is_the_best_that_the_mask_allows_and_the_values_are_all_there(masked_for_cpu, for_cpu, kind):
     model, files = masked_for_cpu
-    seen, masks = vectors(5_000, seed=1), masks_of(5_000, seed=1)
+    count = 100_000
+    seen, masks = vectors(count, seed=1), masks_of(count, seed=1)
     q, actions = masked_file_answers(getattr(files, kind), seen, masks)
-    assert masks[np.arange(5_000), actions].all()
+    assert masks[np.arange(count), actions].all()
     np.testing.assert_array_equal(actions, np.where(masks, q, -np.inf).argmax(axis=1))
     np.testing.assert_array_equal(q[:50], masked_file_answers(getattr(files, kind), seen[:50], ~masks[:50])[0])
     contents = inspection.read(getattr(files, kind))
