@@ -356,6 +356,29 @@ def test_rows_are_counted_beyond_the_32_bits_of_a_slot():
     assert replay.fill == 1.0
 
 
+@pytest.mark.parametrize(("n_step", "frame_stack"), [(1, 1), (1, 3), (3, 2)])
+def test_the_newest_rows_are_given_by_rows_and_weigh_nothing_where_they_are_not_whole(n_step, frame_stack):
+    """From an empty ring until it has come round twice: rows before the first, or without their frames, weigh 0."""
+    steps, rng = 4, np.random.default_rng(5)
+    rows = steps + n_step + frame_stack - 1
+    replay, listed = ring(2 * rows, n_step=n_step, frame_stack=frame_stack), Listed(rows, 2, n_step, frame_stack)
+    for number in range(5):
+        block = block_of(steps, 2, (2,), "float32", rng)
+        block.first[0] |= number == 0
+        replay.insert(block)
+        listed.insert(block)
+        batch = replay.newest(steps)
+        end = listed.written - n_step
+        for index, (row, env) in enumerate(itertools.product(range(end - steps, end), range(2))):
+            if row not in listed.sampleable():
+                assert batch.weight[index] == 0.0
+                continue
+            for field, value in zip(batch._fields, listed.transition(row, env), strict=True):
+                assert_array_equal(getattr(batch, field)[index], value, err_msg=f"{field} of row {row}")
+    with pytest.raises(ValueError, match=f"a ring of {rows} rows does not hold {steps + 1} rows"):
+        replay.newest(steps + 1)
+
+
 @given(st.integers(1, 40), st.integers(1, 7))
 @settings(max_examples=20)
 def test_capacity_is_rounded_up_to_whole_rows(capacity, num_envs):
