@@ -136,10 +136,9 @@ FLAGS = {
     "normalized observations": {"network": {"normalize_observations": True}},
     "normalized rewards": {"agent": {"normalize_rewards": True}},
 }
-# Of values up to 2. Samples leave about 0.05 of it; the mean of a few quantiles of a skewed return is not its mean; and
-# noise is never quite gone.
-ERRORS = {"scalar": 0.1, "categorical": 0.2, "quantile": 0.2, "implicit_quantile": 0.2}
-NOISE = 0.1
+# Of values up to 1.7, and of fixed points that lie 0.5 apart: what 2,000 samples of each step leave, under every head.
+# Returns over three steps scatter more, and Munchausen's share of the policy enlarges an error by 1 / (1 - share).
+ERROR = {"one step": 0.08, "three steps": 0.12}
 
 
 def fixed_point(mdp, agent, scale):
@@ -200,20 +199,20 @@ def drawn_at_random(count):
 
 
 ALONE = [("scalar", flag) for flag in FLAGS] + [(head,) for head in HEADS]
-QUICK = [("implicit_quantile", "munchausen", "prioritized"), ("categorical", "three steps", "dueling")]
+TOGETHER = [("implicit_quantile", "munchausen", "prioritized"), ("categorical", "three steps", "dueling")]
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "names",
-    [*QUICK, *(pytest.param(names, marks=pytest.mark.slow) for names in [*ALONE, *drawn_at_random(10)])],
+    [*TOGETHER, *(pytest.param(names, marks=pytest.mark.exhaustive) for names in [*ALONE, *drawn_at_random(10)])],
     ids=", ".join,
 )
 def test_every_head_and_flag_learns_the_values_that_its_equation_has(names):
     head, *flags = names
     error = error_of([HEADS[head], *(FLAGS[flag] for flag in flags)])
-    assert error < ERRORS[head] + NOISE * ("noisy" in flags)
+    bound = ERROR["three steps" if "three steps" in flags else "one step"]
+    assert error < bound / (1.0 - 0.5 * ("munchausen" in flags))
 
 
 @pytest.mark.slow

@@ -320,9 +320,8 @@ FLAGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    "flag", [pytest.param(flag, marks=() if flag == "one update" else pytest.mark.slow) for flag in FLAGS]
+    "flag", [pytest.param(flag, marks=() if flag == "one update" else pytest.mark.exhaustive) for flag in FLAGS]
 )
 def test_every_flag_compiles_once_and_does_what_the_same_lines_do_eagerly(flag, monkeypatch):
     """Random numbers included: noise, levels and draws are the same. Masks are on in half of all."""
