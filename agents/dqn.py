@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
 from rlplatform.agents import networks
+from rlplatform.agents.agent import Agent
 from rlplatform.agents.heads import (
     Following,
     greedy_policy,
@@ -17,10 +16,8 @@ from rlplatform.agents.heads import (
     take,
 )
 from rlplatform.agents.layers import fresh_noise, midpoints
-from rlplatform.agents.normalization import Normalization
-from rlplatform.agents.optimizer import Adam
 from rlplatform.config import Config
-from rlplatform.experience import Batch, Block
+from rlplatform.experience import Batch
 from rlplatform.experience.draws import random_uniform
 
 
@@ -34,7 +31,7 @@ class UpdateMetrics(NamedTuple):
     priority: tf.Tensor  # [B] float32, how surprising each item was
 
 
-class DQN(tf.Module):
+class DQN(Agent):
     """Deep Q-learning (Mnih et al. 2015), whose extensions are flags that go together in every combination.
 
     Double (van Hasselt et al. 2016), dueling (Wang et al. 2016), n-step and prioritised replay (by the batches that it
@@ -51,37 +48,15 @@ class DQN(tf.Module):
         num_actions: A.
     """
 
+    streams = 4  # noise and quantile levels, of the online and the target network
+
     def __init__(
         self, config: Config, observation_shape: tuple[int, ...], observation_dtype: str, num_actions: int
     ) -> None:
-        super().__init__(name="dqn")
-        self._config, self._noisy = config.agent, config.network.noisy
+        super().__init__("dqn", config, observation_shape, observation_dtype, num_actions)
         self._head = head_of(config.agent)
-        self._build = (config, observation_shape, observation_dtype, num_actions)
-        self.online = networks.build(*self._build, training=True)
         self.target = networks.build(*self._build, training=True)
         self.target.set_weights(self.online.get_weights())
-        self.optimizer = Adam(
-            self.online.trainable_variables, config.optimizer.epsilon, config.optimizer.max_gradient_norm
-        )
-        self.normalization = Normalization(config, self.online)
-        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
-        self._seed = config.seed
-
-    @property
-    def has_convolutions(self) -> bool:
-        """Whether the network convolves: XLA on CPU runs a convolution many times slower inside a while loop."""
-        return any(isinstance(layer, keras.layers.Conv2D) for layer in self.online.layers)
-
-    def policy_network(self) -> Any:
-        """A network of its own, `[B, S...]` to `[B, A]` greedy Q-values, with the online network's weights of now."""
-        network = networks.build(*self._build)
-        network.set_weights(self.online.get_weights())
-        return network
-
-    def observe(self, block: Block) -> None:
-        """Traced: takes a new block into the statistics that observations and rewards are normalised by."""
-        self.normalization.update(block)
 
     def update(self, batch: Batch, learning_rate: tf.Tensor) -> UpdateMetrics:
         """Traced: one optimiser step on B transitions, then the target update when it is due."""
@@ -112,9 +87,9 @@ class DQN(tf.Module):
         """
         output = self._output(self.target, batch.next_observation, self._levels(1), noise=1)
         chooser = here = output
-        if self._config.double:
+        if self._config.agent.double:
             chooser = self._output(self.online, batch.next_observation, self._levels(0), noise=0)
-        if self._config.munchausen:
+        if self._config.agent.munchausen:
             here = self._output(self.target, batch.observation, self._levels(1), noise=1)
         return self._followed(batch, output, chooser, here)
 
@@ -127,7 +102,7 @@ class DQN(tf.Module):
             chooser: that of the network whose policy is followed there.
             here: the target network's for the observations, which Munchausen needs.
         """
-        config, mask = self._config, batch.next_action_mask
+        config, mask = self._config.agent, batch.next_action_mask
         reward = self.normalization.scaled(batch.reward)
         q = self._head.q_values(chooser)
         if not config.munchausen:
@@ -151,10 +126,10 @@ class DQN(tf.Module):
             memory: what a recurrent network takes besides.
         """
         inputs = [observation, *memory]
-        if tau is not None and self._config.head == "implicit_quantile":
+        if tau is not None and self._config.agent.head == "implicit_quantile":
             inputs.append(tau[None])
         inputs = inputs if len(inputs) > 1 else observation
-        if not self._noisy:
+        if not self._config.network.noisy:
             return network(inputs)
         with fresh_noise(network, self._stream(noise)):
             return network(inputs)
@@ -163,21 +138,17 @@ class DQN(tf.Module):
         """Traced: the quantile levels `[K]`: fixed midpoints, or drawn for this update's stream.
 
         Dabney et al. 2018b draw levels for each item; here all items of a batch share them, which leaves the expected
-        gradient as it is and makes an update three times as fast.
+        gradient as it is, and the work of the output layer that of one product for all levels.
         """
-        if self._config.head == "quantile":
-            return tf.constant(midpoints(self._config.num_quantiles))
-        if self._config.head == "implicit_quantile":
-            return random_uniform([self._config.num_quantiles], self._stream(2 + stream))
+        if self._config.agent.head == "quantile":
+            return tf.constant(midpoints(self._config.agent.num_quantiles))
+        if self._config.agent.head == "implicit_quantile":
+            return random_uniform([self._config.agent.num_quantiles], self._stream(2 + stream))
         return None
-
-    def _stream(self, index: int) -> tf.Tensor:
-        """Traced: [2] int32, the seed of one of this update's four streams of random numbers."""
-        return tf.stack([tf.constant(self._seed, tf.int32), -2 - index - 4 * tf.cast(self.updates % 2**28, tf.int32)])
 
     def _update_target(self) -> None:
         """Traced: target <- tau * online + (1 - tau) * target, every `target_update_interval` updates."""
-        tau, interval = self._config.tau, self._config.target_update_interval
+        tau, interval = self._config.agent.tau, self._config.agent.target_update_interval
 
         def move() -> tf.Tensor:
             for slow, fast in zip(self.target.variables, self.online.variables, strict=True):
@@ -189,27 +160,5 @@ class DQN(tf.Module):
         else:
             tf.cond(tf.equal(self.updates % interval, 0), move, lambda: tf.constant(False))
 
-    # --- state, for checkpoints -----------------------------------------------------------------------------------
-
-    def _named_variables(self) -> dict[str, Any]:
-        groups = {
-            "online": self.online.variables,
-            "target": self.target.variables,
-            "optimizer": self.optimizer.variables,
-            "normalization": self.normalization.variables,
-        }
-        named = {
-            f"{group}/{index}": variable
-            for group, variables in groups.items()
-            for index, variable in enumerate(variables)
-        }
-        return named | {"updates": self.updates}
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Every variable by name."""
-        return {name: variable.numpy() for name, variable in self._named_variables().items()}
-
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Puts back what `state` gave."""
-        for name, variable in self._named_variables().items():
-            variable.assign(state[name])
+    def _groups(self) -> dict[str, Any]:
+        return {**super()._groups(), "target": self.target.variables}

@@ -1,7 +1,5 @@
-"""Q-networks: functional `tf_keras` models, one function per torso, and the value streams on top of it."""
+"""Q-networks: functional `tf_keras` models, a torso with the value streams on top of it."""
 
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 import tf_keras as keras
@@ -13,18 +11,12 @@ from rlplatform.agents.layers import (
     ImplicitQuantiles,
     MeanQuantile,
     Standardize,
-    hidden,
-    hidden_stream,
     linear,
 )
 from rlplatform.agents.recurrent import Output, Recurrent, state_size
-from rlplatform.agents.torsos import impala, impala_x2, minatar
-from rlplatform.config import Config, NetworkConfig, nearest
+from rlplatform.agents.torsos import torso_function
+from rlplatform.config import Config, NetworkConfig
 from rlplatform.errors import UserError
-
-Stream = Callable[[Any], Any]  # the last hidden layers of one value stream: features -> features
-SMALLEST_IMAGE = 36  # pixels that three convolutions without padding need
-Torso = Callable[[Any, NetworkConfig], tuple[Any, Callable[[str], Stream]]]
 
 
 def build(
@@ -120,59 +112,3 @@ def _memory_inputs(network: NetworkConfig, training: bool) -> list[Any]:
 def _alone(tensors: list[Any]) -> Any:
     """The only one of the tensors, or all of them."""
     return tensors[0] if len(tensors) == 1 else tensors
-
-
-def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:
-    """Whether the network is made of dense layers alone, as far as its configuration tells."""
-    return torso_function(config.torso, observation_shape) is mlp
-
-
-def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
-    """The torso by name; `auto` takes `nature` for images of at least 36 x 36 and `mlp` for all else."""
-    if name == "auto":
-        image = len(observation_shape) == 3 and min(observation_shape[:2]) >= SMALLEST_IMAGE
-        name = "nature" if image else "mlp"
-    if name in TORSOS:
-        return TORSOS[name]
-    if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            torso = getattr(importlib.import_module(module), function)
-        except Exception as error:  # whatever a user's module raises when it is imported
-            raise UserError(f"network.torso {name!r} cannot be imported: {error}") from error
-        if not callable(torso):
-            raise UserError(f"network.torso {name!r} is a {type(torso).__name__}, not a function")
-        return torso  # type: ignore[no-any-return]
-    raise UserError(f"unknown network.torso {name!r}; {nearest(name, ['auto', *TORSOS])} or `module:function`")
-
-
-def mlp(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
-    """Dense layers with ReLU. With two streams, each has a last hidden layer of its own."""
-    if not config.hidden_units:
-        raise UserError("network.hidden_units needs at least one layer, like [64, 64]; got []")
-    features = keras.layers.Flatten(name="flatten")(observation) if len(observation.shape) > 2 else observation
-    for index, units in enumerate(config.hidden_units[:-1]):
-        features = hidden(features, units, f"dense_{index}", config)
-    return features, hidden_stream(config.hidden_units[-1], f"dense_{len(config.hidden_units) - 1}", config)
-
-
-def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
-    """Three convolutions and a Dense of 512 units (Mnih et al. 2015), for channels-last images of at least 36 x 36."""
-    if len(observation.shape) != 4 or min(observation.shape[1:3]) < SMALLEST_IMAGE:
-        raise UserError(
-            "network.torso 'nature' needs images of at least 36 x 36 with channels last; got "
-            f"{tuple(observation.shape[1:])}, for which 'mlp' works"
-        )
-    features = observation
-    for index, (filters, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
-        features = keras.layers.Conv2D(filters, size, stride, activation="relu", name=f"conv_{index}")(features)
-    return keras.layers.Flatten(name="flatten")(features), hidden_stream(512, "dense_0", config)
-
-
-TORSOS: dict[str, Torso] = {
-    "mlp": mlp,
-    "nature": nature,
-    "minatar": minatar,
-    "impala": impala,
-    "impala_x2": impala_x2,
-}

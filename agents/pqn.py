@@ -1,19 +1,13 @@
 """PQN: Q(lambda) on the newest block, without replay and without a target network (Gallici et al. 2024)."""
 
-from typing import Any
-
-import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
-from rlplatform.agents import networks
+from rlplatform.agents.agent import Agent
 from rlplatform.agents.dqn import UpdateMetrics
 from rlplatform.agents.heads import allowed, scalar_loss
 from rlplatform.agents.layers import fresh_noise
-from rlplatform.agents.normalization import Normalization
-from rlplatform.agents.optimizer import Adam
 from rlplatform.config import Config
-from rlplatform.experience import Batch, Block
+from rlplatform.experience import Batch
 
 
 def lambda_returns(
@@ -56,7 +50,7 @@ def shuffles(count: int, length: int, seed: tf.Tensor) -> tf.Tensor:
     return tf.argsort(keys, axis=1, stable=True)
 
 
-class PQN(tf.Module):
+class PQN(Agent):
     """Parallelised Q-network (Gallici et al. 2024, algorithm 1): learns from each block of experience and forgets it.
 
     The returns of a block are computed once, with the network as it was before the block, and are then regressed on in
@@ -73,33 +67,12 @@ class PQN(tf.Module):
         num_actions: A.
     """
 
+    streams = 2  # the noise of the returns, and that of the step towards them
+
     def __init__(
         self, config: Config, observation_shape: tuple[int, ...], observation_dtype: str, num_actions: int
     ) -> None:
-        super().__init__(name="pqn")
-        self._config, self._seed = config, config.seed
-        self._build = (config, observation_shape, observation_dtype, num_actions)
-        self.online = networks.build(*self._build, training=True)
-        self.optimizer = Adam(
-            self.online.trainable_variables, config.optimizer.epsilon, config.optimizer.max_gradient_norm
-        )
-        self.normalization = Normalization(config, self.online)
-        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
-
-    @property
-    def has_convolutions(self) -> bool:
-        """Whether the network convolves: XLA on CPU runs a convolution many times slower inside a while loop."""
-        return any(isinstance(layer, keras.layers.Conv2D) for layer in self.online.layers)
-
-    def policy_network(self) -> Any:
-        """A network of its own, `[B, S...]` to `[B, A]` greedy Q-values, with the online network's weights of now."""
-        network = networks.build(*self._build)
-        network.set_weights(self.online.get_weights())
-        return network
-
-    def observe(self, block: Block) -> None:
-        """Traced: takes a new block into the statistics that observations and rewards are normalised by."""
-        self.normalization.update(block)
+        super().__init__("pqn", config, observation_shape, observation_dtype, num_actions)
 
     def batches(self, items: Batch, seed: tf.Tensor) -> Batch:
         """Traced: the batches of all updates, `[U, B, ...]`: shuffles of the newest block, one after the other.
@@ -156,30 +129,5 @@ class PQN(tf.Module):
         """Traced: Q-values `[B, A]`, with the noise of this update's stream `stream` where the network is noisy."""
         if not self._config.network.noisy:
             return self.online(observation)
-        seed = [tf.constant(self._seed, tf.int32), -2 - stream - 2 * tf.cast(self.updates % 2**28, tf.int32)]
-        with fresh_noise(self.online, tf.stack(seed)):
+        with fresh_noise(self.online, self._stream(stream)):
             return self.online(observation)
-
-    # --- state, for checkpoints -----------------------------------------------------------------------------------
-
-    def _named_variables(self) -> dict[str, Any]:
-        groups = {
-            "online": self.online.variables,
-            "optimizer": self.optimizer.variables,
-            "normalization": self.normalization.variables,
-        }
-        named = {
-            f"{group}/{index}": variable
-            for group, variables in groups.items()
-            for index, variable in enumerate(variables)
-        }
-        return named | {"updates": self.updates}
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Every variable by name."""
-        return {name: variable.numpy() for name, variable in self._named_variables().items()}
-
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Puts back what `state` gave."""
-        for name, variable in self._named_variables().items():
-            variable.assign(state[name])

@@ -3,7 +3,6 @@
 import tensorflow as tf
 
 from rlplatform.agents.dqn import DQN, UpdateMetrics
-from rlplatform.config import Config
 from rlplatform.experience import Batch, Sequences
 
 ETA = 0.9  # share of the greatest error in a sequence's priority (Kapturowski et al. 2019, section 2.3)
@@ -41,12 +40,6 @@ class RecurrentDQN(DQN):
         num_actions: A.
     """
 
-    def __init__(
-        self, config: Config, observation_shape: tuple[int, ...], observation_dtype: str, num_actions: int
-    ) -> None:
-        super().__init__(config, observation_shape, observation_dtype, num_actions)
-        self._burn_in, self._length = config.replay.burn_in, config.replay.sequence_length
-
     def update(self, batch: Sequences, learning_rate: tf.Tensor) -> UpdateMetrics:  # type: ignore[override]
         """Traced: one optimiser step on B sequences, then the target update when it is due.
 
@@ -54,14 +47,14 @@ class RecurrentDQN(DQN):
             Metrics whose `td_error` and `q` are those of all rows, [L * B], and whose `priority` is [B].
         """
         variables, items, following = self.online.trainable_variables, _items(batch), _following_rows(batch)
-        tau, count = self._levels(0), self._length * batch.slot.shape[0]
+        tau, count = self._levels(0), self._config.replay.sequence_length * batch.slot.shape[0]
         state = self._burned_in(self.online, batch)
         target = self._unrolled(self.target, batch, self._burned_in(self.target, batch), self._levels(1), noise=1)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             unrolled = self._unrolled(self.online, batch, state, tau, noise=0)
             output = unrolled[:count]
-            chooser = tf.stop_gradient(unrolled) if self._config.double else target
+            chooser = tf.stop_gradient(unrolled) if self._config.agent.double else target
             followed = self._followed(
                 items, tf.gather(target, following), tf.gather(chooser, following), target[:count]
             )
@@ -77,9 +70,9 @@ class RecurrentDQN(DQN):
 
     def _burned_in(self, network: object, batch: Sequences) -> tf.Tensor:
         """Traced: [B, H], the state before the first row that is learned from; no gradient flows through it."""
-        if self._burn_in == 0:
+        if self._config.replay.burn_in == 0:
             return batch.state
-        rows = slice(0, self._burn_in)
+        rows = slice(0, self._config.replay.burn_in)
         _, states = self._over(network, batch, rows, batch.state, self._levels(0), noise=0)
         return tf.stop_gradient(states[-batch.slot.shape[0] :])
 
@@ -87,7 +80,7 @@ class RecurrentDQN(DQN):
         self, network: object, batch: Sequences, state: tf.Tensor, tau: tf.Tensor | None, noise: int
     ) -> tf.Tensor:
         """Traced: the head's raw output for the rows that are learned from and the n after them, [(L + n) * B, ...]."""
-        output, _ = self._over(network, batch, slice(self._burn_in, None), state, tau, noise)
+        output, _ = self._over(network, batch, slice(self._config.replay.burn_in, None), state, tau, noise)
         return output
 
     def _over(

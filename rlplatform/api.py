@@ -1,10 +1,7 @@
 """What the platform does, as functions: the command line and Python programs are two doors to them."""
 
-import contextlib
-import fcntl
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
@@ -12,7 +9,7 @@ from PIL import Image
 import rlplatform
 from rlplatform import compression, devices, envs, training
 from rlplatform import config as configuration
-from rlplatform.agents import networks
+from rlplatform.agents import torsos
 from rlplatform.analysis.statistics import Interval, bootstrap, mean
 from rlplatform.compression.reference import environment_of
 from rlplatform.compression.verification import act_of
@@ -20,9 +17,9 @@ from rlplatform.config import Config, EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
 from rlplatform.export import Verification, export
+from rlplatform.files import exclusive
 from rlplatform.runtime import MANIFEST, Policy, read_manifest
 from rlplatform.training import Act, Callback, Evaluation, Loop, Outcome, Run
-from rlplatform.training.checkpoints import failure
 
 __all__ = ["Evaluated", "compress", "evaluate", "export", "load", "session", "train", "verify"]
 
@@ -111,9 +108,9 @@ def session(
     vector = envs.make(config.environment, factory)
     try:
         run = Run(path, config, envs.spec_of(vector, env_id))
-        dense = networks.is_dense(config.network, run.observation_shape)
+        dense = torsos.is_dense(config.network, run.observation_shape)
         devices.limit_threads(config.threads or (1 if dense else 0))
-        with _locked(run):
+        with exclusive(run.path):
             run.create(rlplatform.__version__)
             if on_start is not None:
                 on_start(run)
@@ -252,28 +249,3 @@ def _free(env_id: str) -> pathlib.Path:
     while (path := pathlib.Path("runs", f"{name}-{number}")).exists():
         number += 1
     return path
-
-
-@contextlib.contextmanager
-def _locked(run: Run) -> Iterator[None]:
-    """Holds the run's folder, so that no second process writes into it.
-
-    Raises:
-        UserError: another process holds it.
-        RunError: the folder cannot be made or written.
-    """
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run.path / ".lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise failure(error, "the run", run.path, "nothing was changed") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{run.path} is being trained by another process; wait for it, or choose another --out"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,19 +1,14 @@
 """Returns over environments, presets and seeds: each run in a process of its own, the raw numbers in one file."""
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
 import shutil
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 import rlplatform
 from rlplatform import config as configuration
@@ -21,7 +16,9 @@ from rlplatform import envs, workers
 from rlplatform.analysis.scores import number
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
-from rlplatform.workers import Ask, Done, Job
+from rlplatform.files import exclusive, write_atomically
+from rlplatform.machine import describe, versions
+from rlplatform.workers import Ask, Done, Job, bar, say
 
 FORMAT, VERSION = "rlplatform-returns", 1
 PACKAGES = ("tensorflow", "tf_keras", "gymnasium", "numpy", "ale-py", "minatar", "minigrid", "box2d")
@@ -79,7 +76,7 @@ def measure(
     """
     planned = plan(env_ids, presets, steps, overrides)
     folder = out.with_name(f"{out.stem}.runs")
-    with workers.exclusive(folder):
+    with exclusive(folder):
         tree = read(out) if out.exists() else _empty()
         _make_room(tree, planned, episodes, out, overwrite)
         missing = [
@@ -100,9 +97,9 @@ def measure(
             name = f"{_name(row.env)}-{_name(row.preset)}-{_hash(row.config)[:8]}-seed{seed}"
             jobs.append(Job(name, train_one, (folder / name, row.env, row.preset, seed, steps, overrides, episodes)))
             totals[name] = row.config.training.total_steps
-        with _Bar(totals) as bar:
-            for done in workers.run(jobs, processes, folder, bar.advance):
-                _take(tree, done, session, bar)
+        with _Bar(totals) as shown:
+            for done in workers.run(jobs, processes, folder, shown.advance):
+                _take(tree, done, session, shown)
                 write(out, tree)
                 if done.error is None and done.job.function is train_one:
                     shutil.rmtree(done.job.arguments[0], ignore_errors=True)
@@ -184,22 +181,15 @@ def train_one(
 
 def play_random(env_id: str, preset: str, overrides: Sequence[str], episodes: int, ask: Ask) -> dict[str, Any]:
     """What random actions earn, and the mean return from which the environment counts as solved, if it names one."""
-    import numpy as np
-
     from rlplatform import training
 
     environment = configuration.resolve(env_id, preset, _quiet(overrides)).environment
     env = envs.make_single(environment)
     goal, num_actions = getattr(env.spec, "reward_threshold", None), envs.spec_of(env).num_actions
     env.close()
-    rng = np.random.default_rng(0)
-
-    def act(observation: Any, action_mask: Any = None) -> Any:
-        if action_mask is None:
-            return rng.integers(0, num_actions, len(observation))
-        return np.array([rng.choice(np.flatnonzero(mask)) for mask in action_mask])
-
-    played = training.evaluate(act, environment, envs.seeds(0, episodes, "evaluation"))
+    played = training.evaluate(
+        training.random_actions(num_actions, 0), environment, envs.seeds(0, episodes, "evaluation")
+    )
     return {"env": env_id, "goal": goal, "random": compact(played.mean)}
 
 
@@ -243,8 +233,6 @@ def write(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
     Raises:
         RunError: the disk is full, or the folder is read-only; the old file is as it was.
     """
-    from rlplatform.training.checkpoints import write_atomically
-
     parts = []
     for key, value in tree.items():
         if isinstance(value, list) and value:
@@ -316,28 +304,28 @@ def _is(run: Mapping[str, Any], row: Planned, seed: int) -> bool:
     return (run["env"], run["preset"], run["seed"]) == (row.env, row.preset, seed)
 
 
-def _take(tree: dict[str, Any], done: Done, session: int, bar: "_Bar") -> None:
+def _take(tree: dict[str, Any], done: Done, session: int, shown: "_Bar") -> None:
     """Puts what has ended into the file's content, and says so."""
     if done.job.function is play_random:
         if done.error is None:
             about = dict(done.result)
             tree["environments"][about.pop("env")] = about
         else:
-            bar.say(f"{done.job.name}: failed: {done.error}")
+            say(f"{done.job.name}: failed: {done.error}")
         return
     _, env_id, preset, seed, *_ = done.job.arguments
     label = f"{env_id} {preset} seed {seed}"
     key = {"env": env_id, "preset": preset, "seed": seed}
-    bar.finished(done.job, failed=done.error is not None)
+    shown.finished(done.job, failed=done.error is not None)
     if done.error is not None:
         tree["failed"].append(key | {"session": session, "error": " ".join(done.error.split())})
-        bar.say(f"{label}: failed: {' '.join(done.error.split())}")
+        say(f"{label}: failed: {' '.join(done.error.split())}")
         return
     result = done.result
     kept = next(it for it in tree["configurations"] if (it["env"], it["preset"]) == (env_id, preset))
     tree["runs"].append(key | {"session": session, "config": kept["sha256"]} | result)
     best, last = (sum(result[f"{which}_returns"]) / len(result[f"{which}_returns"]) for which in ("best", "last"))
-    bar.say(
+    say(
         f"{label}: best {number(best)} (step {result['best_step']:,}), newest {number(last)}, "
         f"{result['training_seconds']:,.0f} s"
     )
@@ -345,27 +333,16 @@ def _take(tree: dict[str, Any], done: Done, session: int, bar: "_Bar") -> None:
 
 def _session(tree: dict[str, Any], command: str) -> int:
     """The number of this session in the file: runs name theirs, since they need not all be of one."""
-    versions = {"rlplatform": rlplatform.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    session = {"command": command, "versions": versions, "machine": machine()}
+    used = {"rlplatform": rlplatform.__version__} | versions(PACKAGES)
+    session = {"command": command, "versions": used, "machine": describe() | {"cores": _cores()}}
     if session not in tree["sessions"]:
         tree["sessions"].append(session)
     return int(tree["sessions"].index(session))
 
 
-def machine() -> dict[str, Any]:
-    """The processor, the cores that this process may use, and the system."""
-    model = platform.processor() or platform.machine()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = models[0] if models else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": model, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- words and progress ---------------------------------------------------------------------------------------------
@@ -395,14 +372,7 @@ class _Bar:
     def __init__(self, totals: Mapping[str, int]) -> None:
         self._totals, self._ended, self._failed = totals, 0, 0
         self._steps = dict.fromkeys(totals, 0)
-        self._bar = tqdm(
-            total=sum(totals.values()),
-            unit=" steps",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=None,  # where standard error is no terminal, the lines are enough
-            file=sys.stderr,
-        )
+        self._bar = bar(sum(totals.values()), " steps", unit_scale=True)
 
     def __enter__(self) -> "_Bar":
         return self
@@ -423,8 +393,3 @@ class _Bar:
         self._failed += failed
         failures = f", {self._failed} failed" if self._failed else ""
         self._bar.set_postfix_str(f"{self._ended} of {len(self._totals)} runs{failures}")
-
-    def say(self, sentence: str) -> None:
-        """A line of its own, above the bar."""
-        with tqdm.external_write_mode(file=sys.stderr):
-            print(sentence, file=sys.stderr, flush=True)

@@ -6,21 +6,20 @@ Optuna is imported at the first use: it comes with the extra `rlplatform[sweep]`
 import json
 import pathlib
 import shutil
-import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tomli_w
-from tqdm import tqdm
 
 from rlplatform import config as configuration
 from rlplatform import envs, search_space, workers
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
+from rlplatform.files import exclusive, write_atomically
 from rlplatform.search_space import UPDATES_PER_STEP, Entry, Range, Space, applied, is_whole, to_plain
-from rlplatform.workers import Ask, Done, Job
+from rlplatform.workers import Ask, Done, Job, bar, say
 
 FIRST_SEED = 1_000  # training seeds of trials: apart from 0 to 99, with which results are reported
 JOURNAL, DESCRIPTION, TRIALS, BEST, SPACE = "journal.log", "sweep.json", "trials.jsonl", "best.toml", "space.toml"
@@ -101,9 +100,9 @@ def sweep(
         "seed": seed,
     }
     _check_place(out, description)
-    with workers.exclusive(out):
-        _write(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
-        _write(out / SPACE, tomli_w.dumps(to_plain(searched)))
+    with exclusive(out):
+        write_atomically(out / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        write_atomically(out / SPACE, tomli_w.dumps(to_plain(searched)))
         study = _study(optuna, out, base, seed)
         _begin(optuna, study, searched, base)
         asked: dict[str, Any] = {}  # the trials that are under way, by the names of their jobs
@@ -373,14 +372,14 @@ def _check_place(out: pathlib.Path, description: Mapping[str, Any]) -> None:
 def _write_results(optuna: Any, study: Any, out: pathlib.Path, base: Config) -> None:
     """`trials.jsonl`, a line for each trial that has ended, and the best one's preset."""
     rows = [_row(optuna, trial) for trial in study.trials if trial.state.is_finished() and _counts(optuna, trial)]
-    _write(out / TRIALS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(out / TRIALS, "".join(json.dumps(row) + "\n" for row in rows))
     best = _best(optuna, study)
     if best is None:
         return
     about = {
         "description": f"found by a sweep of {base.environment.id}: trial {best.number}, mean return {best.value:.6g}"
     }
-    _write(out / BEST, tomli_w.dumps(_preset_tree(applied(base, _params(best)), about)))
+    write_atomically(out / BEST, tomli_w.dumps(_preset_tree(applied(base, _params(best)), about)))
 
 
 def _row(optuna: Any, trial: Any) -> dict[str, Any]:
@@ -424,24 +423,11 @@ def _found(optuna: Any, study: Any, out: pathlib.Path) -> Found:
     return Found(out, counts, best.number, float(best.value), _params(best), out / BEST)
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-    from rlplatform.training.checkpoints import write_atomically
-
-    write_atomically(path, text)
-
-
 class _Bar:
     """Trials with the time left, and a line for each that has ended."""
 
     def __init__(self, done: int, trials: int) -> None:
-        self._bar = tqdm(
-            total=trials,
-            initial=min(done, trials),
-            unit=" trials",
-            dynamic_ncols=True,
-            disable=None,  # where standard error is no terminal, the lines are enough
-            file=sys.stderr,
-        )
+        self._bar = bar(trials, " trials", initial=min(done, trials))
 
     def __enter__(self) -> "_Bar":
         return self
@@ -458,6 +444,5 @@ class _Bar:
             words = f"pruned at evaluation {max(trial.intermediate_values)}"
         else:
             words = f"failed: {trial.user_attrs['error']}"
-        with tqdm.external_write_mode(file=sys.stderr):
-            print(f"trial {trial.number}: {words}", file=sys.stderr, flush=True)
+        say(f"trial {trial.number}: {words}")
         self._bar.update()

@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from rlplatform.errors import RunError, UserError
 
 Ask = Callable[[Any], Any]
@@ -172,3 +174,14 @@ def _leave(folder: pathlib.Path) -> None:
         if os.listdir(folder) == [".lock"]:
             (folder / ".lock").unlink()
             folder.rmdir()
+
+
+def bar(total: int, unit: str, **options: Any) -> Any:
+    """A progress bar of all jobs together, on standard error; none where that is no terminal: `say` is enough there."""
+    return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=None, file=sys.stderr, **options)
+
+
+def say(sentence: str) -> None:
+    """A line of its own on standard error, above the bar."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(sentence, file=sys.stderr, flush=True)

@@ -24,7 +24,6 @@ from rlplatform.agents import DQN
 from rlplatform.compression import machine
 from rlplatform.config import Config
 from rlplatform.experience import Batch, Block, Replay
-from rlplatform.experience.priorities import importance, stratified
 from rlplatform.training.learner import _compile
 
 BATCH, OBSERVATION, ACTIONS, HIDDEN, CAPACITY, ROWS = 128, (8,), 4, [256, 256], 1_000_000, 10_000
@@ -38,13 +37,15 @@ def main() -> None:
     args = parser.parse_args()
     devices.limit_threads(1)
     replay = filled()
+    priorities = replay.priorities
+    assert priorities is not None
     agent = DQN(Config().replace(network={"hidden_units": HIDDEN}), OBSERVATION, "float32", ACTIONS)
     batch = Batch(*(field[0] for field in replay.sample(1, BATCH, tf.constant([0, 0]), tf.constant(1.0))))
 
     def prioritise(seed: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
-        slot, priority = replay.priorities.find(stratified(BATCH, 1, replay.priorities.total(), seed))
-        replay.set_priorities(slot, tf.abs(tf.random.stateless_normal([BATCH], seed, alg="philox")))
-        return importance(priority[None], beta)
+        slot, weight = priorities.sample(1, BATCH, seed, beta)
+        priorities.set_errors(slot, tf.abs(tf.random.stateless_normal([BATCH], seed, alg="philox")))
+        return weight
 
     seed, number = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.float32)
     rate = tf.constant(1e-4)
@@ -65,18 +66,18 @@ def main() -> None:
             program(*given[name])
             seconds[name].append(time.perf_counter() - begin)
     median = {name: float(np.median(values[20:]) * 1e6) for name, values in seconds.items()}
-    priorities, update = (median[name] - median["call"] for name in ("sample and update priorities", "one update"))
+    cost, update = (median[name] - median["call"] for name in ("sample and update priorities", "one update"))
     result = {
         "command": "python " + " ".join(sys.argv),
         "capacity": CAPACITY,
         "batch_size": BATCH,
         "hidden_units": HIDDEN,
         "median_us": {name: round(value, 1) for name, value in median.items()},
-        "share_of_an_update": round(priorities / update, 4),
+        "share_of_an_update": round(cost / update, 4),
         "machine": machine(),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{priorities:.0f} us beside {update:.0f} us: {priorities / update:.1%} of one update")
+    print(f"{cost:.0f} us beside {update:.0f} us: {cost / update:.1%} of one update")
 
 
 def filled() -> Replay:

@@ -11,7 +11,6 @@ import time
 import pytest
 
 from rlplatform import workers
-from rlplatform.errors import UserError
 from rlplatform.workers import Job
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -148,16 +147,3 @@ def until(holds, seconds=60.0):
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_a_folder_is_held_by_one_and_taken_away_if_nothing_has_come_into_it(tmp_path):
-    with (
-        workers.exclusive(tmp_path / "held"),
-        pytest.raises(UserError, match="another process works on"),
-        workers.exclusive(tmp_path / "held"),
-    ):
-        pass
-    assert not (tmp_path / "held").exists()
-    with workers.exclusive(tmp_path / "held"):
-        (tmp_path / "held" / "result").touch()
-    assert (tmp_path / "held" / "result").exists()

@@ -2,9 +2,7 @@
 
 import dataclasses
 import gzip
-import importlib.metadata
 import pathlib
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +28,9 @@ from rlplatform.compression.table import table
 from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError
+from rlplatform.machine import describe, versions
 from rlplatform.runtime import MANIFEST, Policy, read_file
-from rlplatform.training import Act, Evaluation, evaluate
+from rlplatform.training import Act, Evaluation, evaluate, random_actions
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str], None]
@@ -166,7 +165,7 @@ def verify(
     found = [Gate("hashes", MANIFEST, True, f"{len(manifest['files'])} files are as they were written")]
     found.append(gates.algebra(network_q, golden.q, golden.actions, manifest["network"]["centred"], golden.masks))
 
-    random_returns = arena.play("random actions", _random(manifest["action"]["count"], seed)).returns
+    random_returns = arena.play("random actions", random_actions(manifest["action"]["count"], seed)).returns
     network_returns = arena.play("network", _greedy(network)).returns
     margin = gates.margin(network_returns, random_returns)
     rows = [_network_row(manifest, network, network_returns, golden, seed)]
@@ -205,9 +204,7 @@ def verify(
 
 def machine() -> dict[str, str]:
     """The processor and the versions that figures are measured with."""
-    packages = ("ai-edge-litert", "gymnasium", "numpy", "tensorflow")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {"processor": _processor(), "system": platform.system(), "python": platform.python_version()} | versions
+    return describe() | versions(("ai-edge-litert", "gymnasium", "numpy", "tensorflow"))
 
 
 class _Arena:
@@ -248,19 +245,6 @@ def _greedy(network: Network) -> Act:
     return act
 
 
-def _random(num_actions: int, seed: int) -> Act:
-    """Each of the allowed actions as often."""
-    rng = np.random.default_rng(seed)
-
-    def act(observations: Array, masks: Array | None = None) -> Array:
-        if masks is None:
-            return rng.integers(0, num_actions, len(observations))
-        drawn: Array = masked(rng.random((len(observations), num_actions)), masks).argmax(axis=1)
-        return drawn
-
-    return act
-
-
 def _microseconds(act: Callable[..., Any], golden: Golden) -> float:
     observations = golden.observations[:TIMED_STATES]
     if golden.masks is None:
@@ -281,12 +265,3 @@ def _network_row(manifest: dict[str, Any], network: Network, returns: Array, gol
 
 def _intervals(returns: Array, seed: int) -> tuple[Interval, Interval]:
     return bootstrap(returns, seed=seed), bootstrap(returns, mean, seed=seed)
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

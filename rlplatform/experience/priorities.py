@@ -9,6 +9,8 @@ WIDTH = 32
 """Children of a node. XLA on CPU scatters one element after the other and gathers whole rows fast, so few levels of
 wide rows win over many of narrow ones: four levels hold a million slots."""
 
+OFFSET = 1e-6  # what was learned without an error can still be drawn
+
 
 class SumTree(tf.Module):
     """Non-negative numbers, and their sums over `WIDTH`, `WIDTH ** 2`, ... of them.
@@ -66,6 +68,54 @@ class SumTree(tf.Module):
             mass = tf.maximum(mass, 0.0)  # this sum and that of the product may differ in rounding
             index = index * WIDTH + child
         return index, tf.reduce_sum(children * chosen, axis=1)
+
+
+class Priorities(tf.Module):
+    """Which of a ring's places are drawn: in proportion to their last error, to a power (Schaul et al. 2016, eq. 1).
+
+    Args:
+        size: how many places, none of which can be drawn at first.
+        exponent: alpha.
+    """
+
+    def __init__(self, size: int, exponent: float) -> None:
+        super().__init__(name="priorities")
+        self.tree = SumTree(size)
+        self.greatest = tf.Variable(1.0, trainable=False, name="greatest")  # error so far, what new places get
+        self._exponent = exponent
+
+    def renew(self, place: tf.Tensor, live: tf.Tensor) -> None:
+        """Traced: gives `place [M]` int32 the greatest priority so far where `live [M]` bool, and none elsewhere."""
+        self.tree.set(place, tf.where(live, self._of(self.greatest), 0.0))
+
+    def sample(
+        self, updates: int, batch_size: int, seed: tf.Tensor, importance_exponent: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Traced: the places `[U * B]` int32 of all batches, and their importance weights `[U, B]` float32.
+
+        Args:
+            updates: U.
+            batch_size: B.
+            seed: [2] int32.
+            importance_exponent: [] float32, beta.
+        """
+        place, priority = self.tree.find(stratified(batch_size, updates, self.tree.total(), seed))
+        return place, importance(tf.reshape(priority, [updates, batch_size]), importance_exponent)
+
+    def set_errors(self, place: tf.Tensor, error: tf.Tensor) -> None:
+        """Traced: what was drawn gets the priority `(error + 1e-6) ** alpha` (Schaul et al. 2016, section 3.3).
+
+        Args:
+            place: [M] int32, of a batch; where one comes twice, one of its errors counts.
+            error: [M] float32, at least 0.
+        """
+        drawn = self.tree.get(place) > 0.0  # where no place is live, the draws fall on dead ones
+        error = tf.where(drawn & tf.math.is_finite(error), error, 0.0)  # a run that diverges is stopped by its loss
+        self.greatest.assign(tf.maximum(self.greatest, tf.reduce_max(error)))
+        self.tree.set(place, tf.where(drawn, self._of(error), 0.0))
+
+    def _of(self, error: tf.Tensor) -> tf.Tensor:
+        return tf.pow(error + OFFSET, self._exponent)
 
 
 def stratified(count: int, groups: int, total: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

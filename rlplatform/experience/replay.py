@@ -1,13 +1,13 @@
 """The replay: a ring of slots on the device, written in place and drawn from inside the compiled program."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import tensorflow as tf
 
 from rlplatform.experience.block import Batch, Block
-from rlplatform.experience.priorities import SumTree, importance, stratified
+from rlplatform.experience.priorities import Priorities
 from rlplatform.experience.returns import n_step_return, stack_rows
-
-PRIORITY_OFFSET = 1e-6  # a slot whose error is 0 can still be drawn
 
 
 class Replay(tf.Module):
@@ -59,10 +59,7 @@ class Replay(tf.Module):
         self.dead = ring("dead", "bool")
         self.action_mask = ring("action_mask", "bool", (num_masked_actions,))
         self.rows_written = tf.Variable(0, dtype=tf.int64, trainable=False, name="rows_written")
-        self._alpha = priority_exponent
-        if priority_exponent is not None:
-            self.priorities = SumTree(slots)
-            self.greatest = tf.Variable(1.0, trainable=False, name="greatest")  # priority so far, what new slots get
+        self.priorities = None if priority_exponent is None else Priorities(slots, priority_exponent)
 
     def insert(self, block: Block) -> None:
         """Traced: writes the block's T rows after the newest one, over the oldest.
@@ -78,8 +75,8 @@ class Replay(tf.Module):
         for field, ring in zip(Block._fields, self._rings(), strict=True):
             values = tf.reshape(getattr(block, field), [steps * self.num_envs, *ring.shape[1:]])
             ring.scatter_update(tf.IndexedSlices(values, slots))
-        if self._alpha is not None:
-            self._prioritize_new(steps)
+        if self.priorities is not None:
+            self.priorities.renew(*self._renewed(steps))
         self.rows_written.assign_add(steps)
 
     def sample(self, updates: int, batch_size: int, seed: tf.Tensor, importance_exponent: tf.Tensor) -> Batch:
@@ -93,31 +90,18 @@ class Replay(tf.Module):
             seed: [2] int32 for `tf.random.stateless_uniform`; the same seed draws the same slots on every device.
             importance_exponent: [] float32, beta of the importance weights; without priorities it is not used.
         """
-        if self._alpha is None:
+        if self.priorities is None:
             flat = self.uniform(updates * batch_size, seed)
         else:
-            total = self.priorities.total()
-            slot, priority = self.priorities.find(stratified(batch_size, updates, total, seed))
+            slot, weight = self.priorities.sample(updates, batch_size, seed, importance_exponent)
             flat = self.transitions(slot // self.num_envs, slot % self.num_envs)
-            weight = importance(tf.reshape(priority, [updates, batch_size]), importance_exponent)
             flat = flat._replace(weight=tf.reshape(weight, [-1]))
         return Batch(*(tf.reshape(field, [updates, batch_size, *field.shape[1:]]) for field in flat))
 
-    def set_priorities(self, slot: tf.Tensor, error: tf.Tensor) -> None:
-        """Traced: gives drawn slots the priority `(error + 1e-6) ** alpha` (Schaul et al. 2016, section 3.3).
+    def _renewed(self, steps: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Traced: after `steps` rows were written, before they are counted: the slots `[M]` whose priority begins anew.
 
-        Args:
-            slot: [M] int32, of a batch; where one comes twice, one of its errors counts.
-            error: [M] float32, at least 0.
-        """
-        assert self._alpha is not None
-        drawn = self.priorities.get(slot) > 0.0  # where no slot is live, the draws fall on dead ones
-        error = tf.where(drawn & tf.math.is_finite(error), error, 0.0)  # a run that diverges is stopped by its loss
-        self.greatest.assign(tf.maximum(self.greatest, tf.reduce_max(error)))
-        self.priorities.set(slot, tf.where(drawn, tf.pow(error + PRIORITY_OFFSET, self._alpha), 0.0))
-
-    def _prioritize_new(self, steps: int) -> None:
-        """Traced: after `steps` rows were written, before they are counted: the greatest priority to complete slots.
+        And `[M]` bool, which of them can be drawn from now on; the others no longer can, or not yet.
 
         With the new rows, `n_step` rows before them become complete and the last `n_step` of them are not yet. The
         oldest rows that are left have lost frames of their stacks to the new ones.
@@ -131,9 +115,7 @@ class Replay(tf.Module):
         row = tf.where((row >= newest) & (lost == 0), newest - 1, row)
         ring_row = tf.cast(row % self.rows, tf.int32)
         slots = tf.reshape(ring_row[:, None] * self.num_envs + tf.range(self.num_envs)[None], [-1])
-        live = tf.repeat(whole, self.num_envs) & ~tf.gather(self.dead, slots)
-        assert self._alpha is not None
-        self.priorities.set(slots, tf.where(live, tf.pow(self.greatest + PRIORITY_OFFSET, self._alpha), 0.0))
+        return slots, tf.repeat(whole, self.num_envs) & ~tf.gather(self.dead, slots)
 
     def uniform(self, count: int, seed: tf.Tensor) -> Batch:
         """Traced: `count` transitions, drawn uniformly from the slots whose n-step future is complete.
@@ -252,17 +234,21 @@ class Replay(tf.Module):
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------
 
-    def _named_variables(self) -> dict[str, tf.Variable]:
-        variables = [*self._rings(), self.rows_written]
-        if self._alpha is not None:
-            variables += [*self.priorities.levels, self.greatest]
-        return {variable.name.partition(":")[0]: variable for variable in variables}
-
     def state(self) -> dict[str, np.ndarray]:
         """Every variable by name."""
-        return {name: variable.numpy() for name, variable in self._named_variables().items()}
+        return state_of(self.variables)
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Puts back what `state` gave."""
-        for name, variable in self._named_variables().items():
-            variable.assign(state[name])
+        load_state_of(self.variables, state)
+
+
+def state_of(variables: Iterable[tf.Variable]) -> dict[str, np.ndarray]:
+    """The values of variables, each of which has a name of its own."""
+    return {variable.name.partition(":")[0]: variable.numpy() for variable in variables}
+
+
+def load_state_of(variables: Iterable[tf.Variable], state: dict[str, np.ndarray]) -> None:
+    """Puts back what `state_of` gave."""
+    for variable in variables:
+        variable.assign(state[variable.name.partition(":")[0]])

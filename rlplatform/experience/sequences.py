@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from rlplatform.experience.block import Block
-from rlplatform.experience.priorities import SumTree, importance, stratified
-from rlplatform.experience.replay import PRIORITY_OFFSET, Replay
+from rlplatform.experience.priorities import Priorities
+from rlplatform.experience.replay import Replay, load_state_of, state_of
 from rlplatform.experience.returns import n_step_return
 
 
@@ -90,18 +90,15 @@ class SequenceReplay(tf.Module):
             raise ValueError(f"a ring of {replay.rows} rows is too short for sequences of {self.rows}")
         starts = self.blocks * replay.num_envs
         self.state_before = tf.Variable(tf.zeros([starts, state_size]), trainable=False, name="state_before")
-        self._alpha = priority_exponent
-        if priority_exponent is not None:
-            self.priorities = SumTree(starts)
-            self.greatest = tf.Variable(1.0, trainable=False, name="greatest")
+        self.priorities = None if priority_exponent is None else Priorities(starts, priority_exponent)
 
     def insert(self, state: tf.Tensor) -> None:
         """Traced: takes the states `[N, H]` before the block that the ring has just taken in."""
         newest = self._block(-1)
         envs = tf.range(self._replay.num_envs)
         self.state_before.scatter_update(tf.IndexedSlices(state, newest * self._replay.num_envs + envs))
-        if self._alpha is not None:
-            self._prioritize_new(newest)
+        if self.priorities is not None:
+            self.priorities.renew(*self._renewed(newest))
 
     def sample(self, updates: int, batch_size: int, seed: tf.Tensor, importance_exponent: tf.Tensor) -> Sequences:
         """Traced: the batches of `updates` updates, `[U, ...]`, of sequences whose rows are all there.
@@ -115,7 +112,7 @@ class SequenceReplay(tf.Module):
             importance_exponent: [] float32, beta of the importance weights; without priorities it is not used.
         """
         num_envs, count = self._replay.num_envs, updates * batch_size
-        if self._alpha is None:
+        if self.priorities is None:
             complete = self._complete()
             draw = tf.random.stateless_uniform(
                 [count], seed, minval=0, maxval=complete * num_envs, dtype=tf.int32, alg="philox"
@@ -123,9 +120,7 @@ class SequenceReplay(tf.Module):
             block = (self._block(-self._spanned) - draw // num_envs) % self.blocks  # the newest complete one, backwards
             slot, weight = block * num_envs + draw % num_envs, tf.ones([updates, batch_size])
         else:
-            total = self.priorities.total()
-            slot, priority = self.priorities.find(stratified(batch_size, updates, total, seed))
-            weight = importance(tf.reshape(priority, [updates, batch_size]), importance_exponent)
+            slot, weight = self.priorities.sample(updates, batch_size, seed, importance_exponent)
         return self._sequences(tf.reshape(slot, [updates, batch_size]), weight)
 
     def _sequences(self, slot: tf.Tensor, weight: tf.Tensor) -> Sequences:
@@ -159,35 +154,20 @@ class SequenceReplay(tf.Module):
             slot=slot,
         )
 
-    def set_priorities(self, slot: tf.Tensor, error: tf.Tensor) -> None:
-        """Traced: gives drawn sequences the priority `(error + 1e-6) ** alpha`.
+    def _renewed(self, newest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Traced: the slots `[M]` whose priority begins anew, and `[M]` bool, which of them can be drawn from now on.
 
-        Args:
-            slot: [M] int32, of a batch; where one comes twice, one of its errors counts.
-            error: [M] float32, at least 0.
+        Those are the sequences that the newest block has completed. Its own cannot be drawn yet, and those of the
+        oldest blocks no longer, whose frames' stacks reach into what the newest block has overwritten.
         """
-        assert self._alpha is not None
-        error = tf.where(tf.math.is_finite(error), error, 0.0)  # a run that diverges is stopped by its loss
-        self.greatest.assign(tf.maximum(self.greatest, tf.reduce_max(error)))
-        drawn = self.priorities.get(slot) > 0.0
-        self.priorities.set(slot, tf.where(drawn, tf.pow(error + PRIORITY_OFFSET, self._alpha), 0.0))
-
-    def _prioritize_new(self, newest: tf.Tensor) -> None:
-        """Traced: the greatest priority to the sequences that the newest block has completed, none to its own.
-
-        Nor to those of the oldest blocks, whose frames' stacks reach into what the newest block has overwritten.
-        """
-        assert self._alpha is not None
         written = self._replay.rows_written // self._steps
         completed = (newest - (self._spanned - 1)) % self.blocks
         whole = written - self._spanned >= self._first_whole(written)
         lost = [tf.where(written > self.blocks, (newest + 1 + k) % self.blocks, newest) for k in range(self._lost)]
         blocks = tf.stack([completed, newest, *lost])
-        priority = tf.where(whole, tf.pow(self.greatest + PRIORITY_OFFSET, self._alpha), 0.0)
-        values = tf.stack([priority, *[tf.zeros([])] * (1 + self._lost)])
+        live = tf.stack([whole, *[tf.constant(False)] * (1 + self._lost)])
         num_envs = self._replay.num_envs
-        slots = tf.reshape(blocks[:, None] * num_envs + tf.range(num_envs), [-1])
-        self.priorities.set(slots, tf.repeat(values, num_envs))
+        return tf.reshape(blocks[:, None] * num_envs + tf.range(num_envs), [-1]), tf.repeat(live, num_envs)
 
     def _complete(self) -> tf.Tensor:
         """Traced: [] int32, how many blocks a sequence can begin with."""
@@ -212,17 +192,14 @@ class SequenceReplay(tf.Module):
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------
 
-    def _named_variables(self) -> dict[str, tf.Variable]:
-        variables = [self.state_before]
-        if self._alpha is not None:
-            variables += [*self.priorities.levels, self.greatest]
-        return {variable.name.partition(":")[0]: variable for variable in variables}
+    def _variables(self) -> list[tf.Variable]:
+        """Its own, without the ring's."""
+        return [self.state_before, *(() if self.priorities is None else self.priorities.variables)]
 
     def state(self) -> dict[str, np.ndarray]:
         """Every variable by name."""
-        return {name: variable.numpy() for name, variable in self._named_variables().items()}
+        return state_of(self._variables())
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Puts back what `state` gave."""
-        for name, variable in self._named_variables().items():
-            variable.assign(state[name])
+        load_state_of(self._variables(), state)

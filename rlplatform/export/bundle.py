@@ -12,8 +12,8 @@ from typing import Any
 
 from rlplatform.compression import open_bundle
 from rlplatform.errors import UserError
+from rlplatform.files import failure
 from rlplatform.runtime import FORMAT, FORMAT_VERSION, MANIFEST, digest
-from rlplatform.training.checkpoints import failure
 
 read = open_bundle
 

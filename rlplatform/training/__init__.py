@@ -13,7 +13,7 @@ from rlplatform.training.callbacks import (
     StopOnReward,
 )
 from rlplatform.training.collectors import Episode, HostCollector
-from rlplatform.training.evaluation import Act, Evaluation, check_filming, evaluate, greedy, record
+from rlplatform.training.evaluation import Act, Evaluation, check_filming, evaluate, greedy, random_actions, record
 from rlplatform.training.learner import Learned, Learner
 from rlplatform.training.loop import Loop, Outcome
 from rlplatform.training.run import Best, Run
@@ -39,5 +39,6 @@ __all__ = [
     "check_filming",
     "evaluate",
     "greedy",
+    "random_actions",
     "record",
 ]

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlplatform.config import CallbacksConfig
 from rlplatform.errors import UserError
-from rlplatform.training.checkpoints import failure
+from rlplatform.files import failure
 from rlplatform.training.logs import Log
 
 

@@ -1,7 +1,6 @@
 """Checkpoints that a stopped run goes on from: written beside, synced, renamed; verified before they are read."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -10,16 +9,16 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from rlplatform.errors import RunError
+from rlplatform.files import PARTIAL, failure, sync_folder, synced
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{9,})(?:-(\d+))?")
-_PARTIAL = ".partial-"
 _VARIABLES, _HOST, _MANIFEST = "variables.npy", "host.pkl", "manifest.json"
 
 
@@ -71,7 +70,7 @@ class Checkpoints:
             RunError: the disk is full, the folder is read-only or gone; what was there before is as it was.
             TypeError: an array of another type.
         """
-        partial = self._folder / f"{_PARTIAL}step_{step:09d}-{os.getpid()}"
+        partial = self._folder / f"{PARTIAL}step_{step:09d}-{os.getpid()}"
         try:
             self._folder.mkdir(exist_ok=True)
             self._sweep()
@@ -79,7 +78,7 @@ class Checkpoints:
             _write(partial, step, variables, host)
             final = self._new_name(step)
             partial.rename(final)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError):
@@ -135,7 +134,7 @@ class Checkpoints:
         return "there is no complete checkpoint"
 
     def _sweep(self) -> None:
-        for path in self._folder.glob(f"{_PARTIAL}*"):
+        for path in self._folder.glob(f"{PARTIAL}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _delete_old(self, newest: pathlib.Path) -> None:
@@ -146,44 +145,8 @@ class Checkpoints:
             kept = {newest, *older[max(0, len(older) - self._keep + 1) :]}
             for path in found:
                 if path not in kept:  # renamed first: a kill in between leaves no half checkpoint under a good name
-                    path.rename(path.with_name(_PARTIAL + path.name))
+                    path.rename(path.with_name(PARTIAL + path.name))
             self._sweep()
-
-
-def write_atomically(path: pathlib.Path, data: bytes | str) -> None:
-    """Writes a small file of a run so that it is always whole: the old one or the new one. Texts are written as UTF-8.
-
-    Raises:
-        RunError: the disk is full, the folder is read-only or gone; the old file is as it was.
-    """
-    partial = path.with_name(f"{_PARTIAL}{path.name}-{os.getpid()}")
-    try:
-        with _synced(partial) as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise failure(error, path.name, path.parent, f"{path.name} is as it was before") from error
-        raise
-
-
-def failure(error: OSError, what: str, folder: pathlib.Path, safe: str) -> RunError:
-    """The sentence for a file that could not be written: why, what, where, and what is safe."""
-    place = folder if os.path.isdir(folder) else folder.parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = f"the disk of {place} is full"
-    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        reason = f"{place} is read-only here"
-    elif error.errno in (errno.ENOENT, errno.ESTALE):
-        reason = f"{folder if os.path.exists(folder.parent) else folder.parent} is gone"
-    elif error.errno in (errno.ENOTDIR, errno.EEXIST) and place != folder:
-        reason = f"{folder if os.path.exists(folder) else place} is not a folder"
-    else:
-        reason = f"{error.strerror or error} in {place}"
-    return RunError(f"{reason}, so {what} could not be written; {safe}")
 
 
 # --- one checkpoint's folder ----------------------------------------------------------------------------------------
@@ -210,28 +173,9 @@ class _Counted:
         return {"bytes": self._size, "sha256": self._sum.hexdigest()}
 
 
-@contextlib.contextmanager
-def _synced(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A new file that is on the disk, not only in the system's cache, when the block ends."""
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: pathlib.Path) -> None:
-    if os.name == "nt":  # there a folder cannot be opened, and a rename is synced by the file system
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write(folder: pathlib.Path, step: int, variables: Mapping[str, np.ndarray], host: Mapping[str, Any]) -> None:
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "variables": list(variables), "files": {}}
-    with _synced(folder / _VARIABLES) as file:
+    with synced(folder / _VARIABLES) as file:
         counted = _Counted(file)
         for name, array in variables.items():
             array = np.asarray(array)
@@ -239,13 +183,13 @@ def _write(folder: pathlib.Path, step: int, variables: Mapping[str, np.ndarray],
                 raise TypeError(f"variable {name!r} is of {array.dtype}, which no checkpoint can hold")
             np.lib.format.write_array(counted, array, allow_pickle=False)
         manifest["files"][_VARIABLES] = counted.entry()
-    with _synced(folder / _HOST) as file:
+    with synced(folder / _HOST) as file:
         counted = _Counted(file)
         pickle.dump(dict(host), counted, protocol=pickle.HIGHEST_PROTOCOL)
         manifest["files"][_HOST] = counted.entry()
-    with _synced(folder / _MANIFEST) as file:
+    with synced(folder / _MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1).encode())
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:

@@ -157,6 +157,19 @@ def greedy(actor: Any) -> Act:
     return act
 
 
+def random_actions(num_actions: int, seed: int) -> Act:
+    """The policy that takes each of the allowed actions as often."""
+    rng = np.random.default_rng(seed)
+
+    def act(observation: Array, action_mask: Array | None = None) -> Array:
+        if action_mask is None:
+            return rng.integers(0, num_actions, len(observation))
+        drawn: Array = masked(rng.random((len(observation), num_actions)), action_mask).argmax(axis=1)
+        return drawn
+
+    return act
+
+
 def record(
     act: Act, environment: EnvironmentConfig, seed: int, *, factory: Factory | None = None
 ) -> tuple[Array, float, float]:

@@ -44,7 +44,7 @@ class Learner(tf.Module):
         self._observation_dtype = spec.observation_dtype
         self._device = strategy.extended.worker_devices[0]
         environment = config.environment
-        masked = spec.num_actions if getattr(spec, "action_mask", False) else 0
+        masked = spec.num_actions if spec.action_mask else 0
         with strategy.scope():
             agent = PQN if config.agent.algorithm == "pqn" else RecurrentDQN if config.is_recurrent else DQN
             self.agent: DQN | PQN = agent(
@@ -126,8 +126,8 @@ class Learner(tf.Module):
             priorities = tf.stack(found)
         else:
             metrics, priorities = self._loop(batches, learning_rate)
-        if self._config.replay.prioritized:
-            self._drawn.set_priorities(tf.reshape(batches.slot, [-1]), tf.reshape(priorities, [-1]))
+        if self._drawn.priorities is not None:
+            self._drawn.priorities.set_errors(tf.reshape(batches.slot, [-1]), tf.reshape(priorities, [-1]))
         return metrics, flat_weights(self.agent.online)
 
     def _loop(self, batches: Batch | Sequences, learning_rate: tf.Tensor) -> tuple[UpdateMetrics, tf.Tensor]:

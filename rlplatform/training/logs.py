@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from rlplatform.config import Config
 from rlplatform.errors import RunError
-from rlplatform.training.checkpoints import failure
+from rlplatform.files import failure
 
 METRICS = "metrics.jsonl"
 _STRIP_FRAMES, _STRIP_COLUMNS, _FRAME_SIDE = 16, 4, 320

@@ -15,7 +15,8 @@ from rlplatform.agents.acting import flatten
 from rlplatform.config import Config
 from rlplatform.envs import Spec
 from rlplatform.errors import RunError, UserError
-from rlplatform.training.checkpoints import Checkpoints, write_atomically
+from rlplatform.files import write_atomically
+from rlplatform.training.checkpoints import Checkpoints
 from rlplatform.training.evaluation import Act, greedy
 
 Array = np.ndarray[Any, Any]

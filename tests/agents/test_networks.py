@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rlplatform.agents import networks
+from rlplatform.agents import networks, torsos
 from rlplatform.agents.layers import Dueling, NoisyDense, fresh_noise
 from rlplatform.config import Config, NetworkConfig
 from rlplatform.errors import UserError
@@ -322,7 +322,7 @@ def test_a_network_with_every_flag_is_read_back_from_its_file_and_cloned(tmp_pat
 def test_auto_takes_convolutions_for_images_that_are_large_enough(shape, torso):
     network = built(shape, hidden_units=(4,))
     assert any(isinstance(layer, keras.layers.Conv2D) for layer in network.layers) == (torso == "nature")
-    assert networks.is_dense(NetworkConfig(), shape) == (torso == "mlp")
+    assert torsos.is_dense(NetworkConfig(), shape) == (torso == "mlp")
     assert network(pictures(shape, 2).astype(np.float32)).shape == (2, 3)
 
 
@@ -377,7 +377,7 @@ def test_a_torso_of_ones_own_is_found_by_module_and_function(own, dueling):
 
 @pytest.mark.parametrize("dueling", [False, True])
 def test_a_torso_of_ones_own_is_not_taken_for_dense(own, dueling):
-    assert not networks.is_dense(NetworkConfig(torso=f"{own}:small", dueling=dueling), (5,))
+    assert not torsos.is_dense(NetworkConfig(torso=f"{own}:small", dueling=dueling), (5,))
 
 
 @pytest.mark.parametrize(

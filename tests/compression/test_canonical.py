@@ -6,7 +6,7 @@ import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlplatform.agents import networks
+from rlplatform.agents import networks, torsos
 from rlplatform.agents.layers import Standardize
 from rlplatform.compression import canonical
 from rlplatform.compression.normalize import Normalize
@@ -203,7 +203,7 @@ def layer_norm_torso(observation, config):
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_layer_norm_that_no_linear_layer_comes_before_takes_its_mean_out_itself(monkeypatch, greedy, dueling):
-    monkeypatch.setitem(networks.TORSOS, "normed", layer_norm_torso)
+    monkeypatch.setitem(torsos.TORSOS, "normed", layer_norm_torso)
     model = network(torso="normed", dueling=dueling, normalize_observations=True)
     folded = canonical(model, greedy)
     assert all(layer.centre for layer in folded.model.layers if isinstance(layer, Normalize))
@@ -325,7 +325,7 @@ def custom_torso(observation, config):
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_layers_of_an_unknown_kind_stay_and_are_named(monkeypatch, dtype, dueling, greedy):
-    monkeypatch.setitem(networks.TORSOS, "custom", custom_torso)
+    monkeypatch.setitem(torsos.TORSOS, "custom", custom_torso)
     model = network(dtype=dtype, torso="custom", dueling=dueling)
     folded = canonical(model, greedy)
     assert_same_policy(model, folded, observations(model))
@@ -345,7 +345,7 @@ def uneven_torso(observation, config):
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_streams_that_differ_are_joined_side_by_side(monkeypatch, greedy):
-    monkeypatch.setitem(networks.TORSOS, "uneven", uneven_torso)
+    monkeypatch.setitem(torsos.TORSOS, "uneven", uneven_torso)
     model = network(torso="uneven", dueling=True)
     assert_same_policy(model, canonical(model, greedy), observations(model))
 

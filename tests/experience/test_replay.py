@@ -227,7 +227,7 @@ class PrioritizedRing(RuleBasedStateMachine):
         self.give(slots, (size * self.rng.random(5)).astype(np.float32))
 
     def give(self, slots, errors):
-        self.replay.set_priorities(tf.constant(slots, tf.int32), tf.constant(errors, tf.float32))
+        self.replay.priorities.set_errors(tf.constant(slots, tf.int32), tf.constant(errors, tf.float32))
         places = {self.place(row, env): (row, env) for row, env in self.known}
         for slot, error in zip(slots, errors, strict=True):
             if slot in places:
@@ -250,11 +250,11 @@ class PrioritizedRing(RuleBasedStateMachine):
         expected = np.zeros(self.listed.rows * self.listed.num_envs)
         for (row, env), priority in self.known.items():
             expected[self.place(row, env)] = priority
-        got = self.replay.priorities.get(tf.range(len(expected))).numpy()
+        got = self.replay.priorities.tree.get(tf.range(len(expected))).numpy()
         assert_array_equal(got > 0.0, expected > 0.0)
         assert_allclose(got, expected, rtol=1e-5)
-        assert_allclose(self.replay.priorities.total(), expected.sum(), rtol=1e-5)
-        assert_allclose(self.replay.greatest, self.greatest, rtol=1e-6)
+        assert_allclose(self.replay.priorities.tree.total(), expected.sum(), rtol=1e-5)
+        assert_allclose(self.replay.priorities.greatest, self.greatest, rtol=1e-6)
 
 
 TestPrioritiesAgainstADictionary = PrioritizedRing.TestCase
@@ -310,7 +310,7 @@ def test_the_compiled_program_draws_what_the_eager_one_draws(dtype, shape, frame
         replay.insert(block)
         batch = replay.sample(2, 25, seed, exponent)
         if alpha is not None:
-            replay.set_priorities(tf.reshape(batch.slot, [-1]), error)
+            replay.priorities.set_errors(tf.reshape(batch.slot, [-1]), error)
         return batch
 
     @tf.function(jit_compile=True, autograph=False)
@@ -417,8 +417,8 @@ def test_slots_are_drawn_in_proportion_to_their_priority():
     rng = np.random.default_rng(2)
     replay = ring(capacity=80, num_envs=2, n_step=2, alpha=0.7)
     replay.insert(block_of(40, 2, (2,), "float32", rng))
-    replay.set_priorities(tf.range(80), tf.constant(rng.exponential(size=80), tf.float32))
-    priorities = replay.priorities.get(tf.range(80)).numpy().astype(np.float64)
+    replay.priorities.set_errors(tf.range(80), tf.constant(rng.exponential(size=80), tf.float32))
+    priorities = replay.priorities.tree.get(tf.range(80)).numpy().astype(np.float64)
     draws = 4_000 * 32
     batch = replay.sample(4_000, 32, tf.constant([5, 0]), tf.constant(0.5))
     drawn = np.bincount(batch.slot.numpy().ravel(), minlength=80)
@@ -437,8 +437,8 @@ def test_a_mean_with_importance_weights_is_that_of_a_uniform_draw():
     rng = np.random.default_rng(2)
     replay = ring(capacity=80, num_envs=2, alpha=1.0)
     replay.insert(block_of(40, 2, (2,), "float32", rng, ends=0.1))
-    replay.set_priorities(tf.range(80), tf.constant(0.2 + rng.exponential(size=80), tf.float32))
-    live = replay.priorities.get(tf.range(80)).numpy() > 0.0
+    replay.priorities.set_errors(tf.range(80), tf.constant(0.2 + rng.exponential(size=80), tf.float32))
+    live = replay.priorities.tree.get(tf.range(80)).numpy() > 0.0
     batch = replay.sample(1, 100_000, tf.constant([5, 0]), tf.constant(1.0))
     weighted = np.average(batch.reward.numpy()[0], weights=batch.weight.numpy()[0])
     _, everything = replay.sample(1, 1, tf.constant([0, 0]), tf.constant(1.0)), everything_of(replay, live)
@@ -455,10 +455,10 @@ def everything_of(replay, live):
 def test_an_error_that_is_no_number_is_taken_for_0():
     replay = ring(capacity=40, alpha=1.0)
     replay.insert(block_of(10, 2, (2,), "float32", np.random.default_rng(0), ends=0.0))
-    replay.set_priorities(tf.constant([0, 1, 2]), tf.constant([np.nan, np.inf, 0.5]))
-    assert_allclose(replay.priorities.get(tf.constant([0, 1, 2])), [1e-6, 1e-6, 0.5], rtol=1e-5)
-    assert float(replay.greatest) == 1.0
-    assert np.isfinite(replay.priorities.total())
+    replay.priorities.set_errors(tf.constant([0, 1, 2]), tf.constant([np.nan, np.inf, 0.5]))
+    assert_allclose(replay.priorities.tree.get(tf.constant([0, 1, 2])), [1e-6, 1e-6, 0.5], rtol=1e-5)
+    assert float(replay.priorities.greatest) == 1.0
+    assert np.isfinite(replay.priorities.tree.total())
 
 
 def test_rows_are_counted_beyond_the_32_bits_of_a_slot_with_priorities_too():
@@ -468,4 +468,4 @@ def test_rows_are_counted_beyond_the_32_bits_of_a_slot_with_priorities_too():
         replay.insert(block_of(6, 2, (2,), "float32", np.random.default_rng(seed), ends=0.0))
     # Rows 10 to 17 of those written here are in the ring; 10 has lost a frame and 17 its future.
     live = [(row % 8) * 2 + env for row in range(11, 17) for env in range(2)]
-    assert_array_equal(np.flatnonzero(replay.priorities.get(tf.range(16))), sorted(live))
+    assert_array_equal(np.flatnonzero(replay.priorities.tree.get(tf.range(16))), sorted(live))

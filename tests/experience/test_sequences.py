@@ -164,7 +164,7 @@ def test_every_start_is_drawn_equally_often(prioritized, frame_stack, blocks):
     lived = Lived(2, 3, 2, 5, 2, frame_stack, spare=4, prioritized=prioritized)
     lived.live(blocks)
     if prioritized:
-        lived.sequences.set_priorities(tf.range(lived.blocks * 2), tf.ones(lived.blocks * 2))
+        lived.sequences.priorities.set_errors(tf.range(lived.blocks * 2), tf.ones(lived.blocks * 2))
     draws = 40_000
     slots = lived.sequences.sample(1, draws, tf.constant([1, 2]), tf.constant(1.0)).slot.numpy().ravel()
     counts = collections.Counter(slots.tolist())
@@ -179,7 +179,7 @@ def test_sequences_are_drawn_in_proportion_to_their_priority():
     lived.live(9)
     slots = [(block % lived.blocks) * 2 + env for block in lived.starts() for env in range(2)]
     priority = np.arange(1.0, len(slots) + 1.0, dtype=np.float32)
-    lived.sequences.set_priorities(tf.constant(slots), tf.constant(priority))
+    lived.sequences.priorities.set_errors(tf.constant(slots), tf.constant(priority))
     draws = 40_000
     batches = lived.sequences.sample(1, draws, tf.constant([1, 2]), tf.constant(1.0))
     counts = collections.Counter(batches.slot.numpy().ravel().tolist())
@@ -196,12 +196,12 @@ def test_new_sequences_get_the_greatest_priority_so_far():
     lived = Lived(1, 2, 1, 3, 1, 1, spare=3, prioritized=True)
     lived.live(4)
     slots = [block % lived.blocks for block in lived.starts()]
-    lived.sequences.set_priorities(tf.constant(slots[:1]), tf.constant([7.0]))
+    lived.sequences.priorities.set_errors(tf.constant(slots[:1]), tf.constant([7.0]))
     lived.live(1)
     newest = lived.starts()[-1] % lived.blocks
-    assert_allclose(lived.sequences.priorities.get(tf.constant([newest])), [7.0], rtol=1e-5)
-    lived.sequences.set_priorities(tf.constant([newest]), tf.constant([float("nan")]))
-    assert_allclose(lived.sequences.priorities.get(tf.constant([newest])), [1e-6], rtol=1e-3)
+    assert_allclose(lived.sequences.priorities.tree.get(tf.constant([newest])), [7.0], rtol=1e-5)
+    lived.sequences.priorities.set_errors(tf.constant([newest]), tf.constant([float("nan")]))
+    assert_allclose(lived.sequences.priorities.tree.get(tf.constant([newest])), [1e-6], rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_what_is_saved_goes_on_as_it_was():
     one, other = (Lived(2, 2, 1, 3, 1, 1, spare=2, prioritized=True) for _ in range(2))
     one.live(5)
     slots = tf.constant([block % one.blocks for block in one.starts()])
-    one.sequences.set_priorities(slots, tf.range(1.0, len(one.starts()) + 1.0))
+    one.sequences.priorities.set_errors(slots, tf.range(1.0, len(one.starts()) + 1.0))
     other.replay.load_state(one.replay.state())
     other.sequences.load_state(one.sequences.state())
     first, second = (part.sequences.sample(1, 6, tf.constant([3, 4]), tf.constant(0.5)) for part in (one, other))

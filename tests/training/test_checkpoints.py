@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rlplatform import files
 from rlplatform.errors import RunError
-from rlplatform.training import checkpoints
-from rlplatform.training.checkpoints import Checkpoints, write_atomically
+from rlplatform.files import write_atomically
+from rlplatform.training.checkpoints import Checkpoints
 
 
 def filled(step):
@@ -328,7 +329,7 @@ class Disk:
             self.unsynced.discard(os.fstat(descriptor).st_ino)
 
         patch.setattr(os, "fsync", fsync)
-        patch.setattr(checkpoints, "open", self.open, raising=False)
+        patch.setattr(files, "open", self.open, raising=False)
 
     def step(self):
         self.left -= 1

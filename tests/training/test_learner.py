@@ -359,13 +359,13 @@ def test_what_updates_found_becomes_the_priority_of_what_was_drawn(steps):
             patch.setattr(learner, "store", lambda block: None)
             learner.learn(block, tf.constant(1e-3), tf.constant(0.5))
         slots, errors = drawn.slot.numpy().ravel(), np.concatenate([metrics.priority for metrics in found])
-        now = learner.replay.priorities.get(tf.constant(slots)).numpy()
+        now = learner.replay.priorities.tree.get(tf.constant(slots)).numpy()
         for slot, priority in zip(slots, now, strict=True):
             assert min(abs((errors[slots == slot] + 1e-6) ** 0.7 - priority)) < 1e-5  # of one of its draws
         others = np.setdiff1d(np.arange(60), slots)
         before = state["level_0"].ravel()[others]
-        assert_array_equal(learner.replay.priorities.get(tf.constant(others, tf.int32)), before)
-        assert float(learner.replay.greatest) == max(state["greatest"], errors.max())
+        assert_array_equal(learner.replay.priorities.tree.get(tf.constant(others, tf.int32)), before)
+        assert float(learner.replay.priorities.greatest) == max(state["greatest"], errors.max())
 
 
 # --- saved and put back -----------------------------------------------------------------------------------------------

@@ -357,7 +357,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(undisturbed):
     descriptor = os.open(undisturbed.path / ".lock", os.O_RDWR)  # an open file of its own counts like a process
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with pytest.raises(UserError, match="is being trained by another process"):
+        with pytest.raises(UserError, match="another process works on"):
             train(undisturbed.path, resume=True)
     finally:
         os.close(descriptor)
