@@ -21,3 +21,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run in this process, one after the other."""
+    from quick import run_here
+
+    from rlplatform import workers
+
+    monkeypatch.setattr(workers, "run", run_here)

@@ -7,22 +7,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from quick import QUICK
 
 import rlplatform
 from rlplatform import api, envs
 from rlplatform.errors import UserError
 from rlplatform.training import Callback
-
-QUICK = (
-    "device=cpu",
-    "network.hidden_units=[8]",
-    "training.train_interval=16",
-    "training.gradient_steps=2",
-    "training.learning_starts=32",
-    "training.batch_size=8",
-    "replay.capacity=256",
-    "evaluation.episodes=2",
-)
 
 
 class Watching(Callback):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -10,40 +11,13 @@ import time
 
 import pytest
 from numpy.testing import assert_allclose
+from quick import QUICK, run_here
 
 from rlplatform import api, cli, config, returns, workers
 from rlplatform.errors import RunError, UserError
-from rlplatform.workers import Done
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENV = "rlplatform.envs.probes:TwoSteps"
-QUICK = (
-    "device=cpu",
-    "network.hidden_units=[8]",
-    "training.train_interval=16",
-    "training.gradient_steps=2",
-    "training.learning_starts=32",
-    "training.batch_size=8",
-    "replay.capacity=256",
-    "evaluation.interval=64",
-    "evaluation.episodes=2",
-)
-
-
-def run_here(jobs, processes, logs, answer):
-    """`workers.run` without processes."""
-    for job in jobs:
-        try:
-            result = job.function(*job.arguments, lambda message, job=job: answer(job, message))
-        except (RunError, UserError) as error:
-            yield Done(job, None, str(error))
-        else:
-            yield Done(job, result, None)
-
-
-@pytest.fixture
-def here(monkeypatch):
-    monkeypatch.setattr(workers, "run", run_here)
 
 
 @pytest.fixture
@@ -103,7 +77,8 @@ def test_a_run_is_kept_as_it_was_trained_and_evaluated(here, tmp_path):
     assert 8.0 <= about["random"] < 100.0
     (session,) = tree["sessions"]
     assert session["command"] == "rlplatform benchmark returns ..."
-    assert {"rlplatform", "python", "tensorflow", "gymnasium"} <= set(session["versions"])
+    assert {"rlplatform", "tensorflow", "gymnasium"} <= set(session["versions"])
+    assert session["machine"]["python"] == platform.python_version()
     assert session["machine"]["cores"] >= 1
 
 

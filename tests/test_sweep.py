@@ -15,46 +15,19 @@ import pytest
 pytest.importorskip("optuna")
 
 import optuna
+from quick import QUICK
 
-from rlplatform import api, cli, config, search_space, sweep, workers
+from rlplatform import api, cli, config, search_space, sweep
 from rlplatform.errors import RunError, UserError
-from rlplatform.workers import Done
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENV = "rlplatform.envs.probes:ActionAndObservation"
-QUICK = (
-    "device=cpu",
-    "network.hidden_units=[8]",
-    "training.train_interval=16",
-    "training.gradient_steps=2",
-    "training.learning_starts=32",
-    "training.batch_size=8",
-    "replay.capacity=256",
-    "evaluation.interval=64",
-    "evaluation.episodes=2",
-)
 SPACE = """
 "optimizer.learning_rate" = { low = 1e-4, high = 1e-2, log = true }
 "agent.n_step" = [1, 3]
 "network.hidden_units" = [[8], [4, 4]]
 "agent.target_update_interval" = { low = 1, high = 20 }
 """
-
-
-def run_here(jobs, processes, logs, answer):
-    """`workers.run` without processes."""
-    for job in jobs:
-        try:
-            result = job.function(*job.arguments, lambda message, job=job: answer(job, message))
-        except (RunError, UserError) as error:
-            yield Done(job, None, str(error))
-        else:
-            yield Done(job, result, None)
-
-
-@pytest.fixture
-def here(monkeypatch):
-    monkeypatch.setattr(workers, "run", run_here)
 
 
 @pytest.fixture
