@@ -7,8 +7,8 @@ from typing import Any
 import tf_keras as keras
 
 from rlplatform.agents.layers import hidden, hidden_stream
-from rlplatform.config import NetworkConfig, nearest
-from rlplatform.errors import UserError
+from rlplatform.config import NetworkConfig
+from rlplatform.errors import UserError, nearest
 
 Stream = Callable[[Any], Any]  # the last hidden layers of one value stream: features -> features
 Torso = Callable[[Any, NetworkConfig], tuple[Any, Callable[[str], Stream]]]

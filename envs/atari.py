@@ -12,9 +12,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rlplatform.config import EnvironmentConfig, nearest
+from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.entry_points import explained
-from rlplatform.errors import UserError
+from rlplatform.errors import UserError, nearest
 
 OPTIONS: dict[str, Any] = {
     "repeat_action_probability": 0.25,

@@ -9,9 +9,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-from rlplatform.config import nearest
 from rlplatform.envs.third_party import extra_for, remedy
-from rlplatform.errors import UserError
+from rlplatform.errors import UserError, nearest
 
 _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 

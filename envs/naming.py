@@ -12,10 +12,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from rlplatform.config import nearest
 from rlplatform.envs.files import add_to_path, explained, load_file, loaded_files
 from rlplatform.envs.third_party import register_all, register_for
-from rlplatform.errors import UserError
+from rlplatform.errors import UserError, nearest
 
 Factory = Callable[..., Any]  # a class or function that makes a gymnasium.Env or a gymnasium.vector.VectorEnv
 

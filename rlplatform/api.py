@@ -18,6 +18,7 @@ from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
 from rlplatform.export import Verification, export
 from rlplatform.files import exclusive
+from rlplatform.presets import resolve
 from rlplatform.runtime import MANIFEST, Policy, read_manifest
 from rlplatform.training import Act, Callback, Evaluation, Loop, Outcome, Run
 
@@ -102,7 +103,7 @@ def session(
         config = _resumed(Run.open(path), env_id, preset, overrides, sections)
     else:
         _refuse_occupied(path, resume)
-        config = configuration.resolve(env_id, preset, overrides, **sections)
+        config = resolve(env_id, preset, overrides, **sections)
     if config.evaluation.video:
         training.check_filming(config.environment, factory)
     vector = envs.make(config.environment, factory)
@@ -216,7 +217,7 @@ def _resumed(
     if preset is None:
         asked = configuration.change(saved, overrides, **sections)
     else:
-        asked = configuration.resolve(env_id, preset, overrides, **sections)
+        asked = resolve(env_id, preset, overrides, **sections)
     changed = [key for key in configuration.differences(saved, asked) if not key.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(

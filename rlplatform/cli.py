@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import rlplatform
-from rlplatform.config import nearest
-from rlplatform.errors import RunError, UserError
+from rlplatform.errors import RunError, UserError, nearest
 
 EPILOG = "Every command takes --json (one JSON object on the last line of standard output), --debug and --help."
 
@@ -432,13 +431,14 @@ def _sweep(args: Any) -> Result:
 
 
 def _list(args: Any) -> Result:
-    from rlplatform import config, envs
+    from rlplatform import envs
+    from rlplatform.presets import shipped
 
     if args.what == "envs":
         names = envs.registered()
         return 0, {"envs": names}, "\n".join(names)
     if args.what == "presets":
-        presets = {name: tree.get("preset", {}) for name, tree in config.presets().items()}
+        presets = {name: tree.get("preset", {}) for name, tree in shipped().items()}
         lines = []
         for name, about in presets.items():
             suits = ", ".join(about.get("environments", []))

@@ -1,9 +1,8 @@
-"""The configuration of a run: one tree of frozen dataclasses, its TOML form, its presets and its overrides."""
+"""The configuration of a run: one tree of frozen dataclasses, its TOML form, and what changes it."""
 
 import dataclasses
 import difflib
 import functools
-import importlib.util
 import json
 import math
 import pathlib
@@ -14,7 +13,7 @@ from typing import Any, Literal, Self
 
 import tomli_w
 
-from rlplatform.errors import RunError, UserError
+from rlplatform.errors import UserError, nearest
 
 
 def _field(
@@ -313,7 +312,7 @@ class Config:
     def replace(self, **sections: Mapping[str, Any] | Any) -> Self:
         """A copy with some values changed: `config.replace(seed=3, replay={"capacity": 500})`."""
         tree = to_dict(self)
-        _merge(tree, sections)
+        merge(tree, sections)
         return typing.cast(Self, from_dict(tree))
 
     @property
@@ -487,15 +486,7 @@ def _nearest_key(path: str, key: str, siblings: list[str]) -> str:
     return "choices: " + ", ".join(own.values())
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message: the choice nearest to `name`, or all of them when none is near."""
-    choices = list(choices)
-    for match in difflib.get_close_matches(name, choices, n=1, cutoff=0.5):
-        return f"did you mean {match!r}?"
-    return "choices: " + ", ".join(choices[:30])
-
-
-# --- files, presets and overrides -----------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def to_toml(config: Config) -> str:
@@ -509,14 +500,15 @@ def load(path: pathlib.Path) -> Config:
     Raises:
         UserError: the file is missing, is no TOML, or holds what `from_dict` refuses.
     """
-    tree = _read_toml(path)
+    tree = read_toml(path)
     try:
         return from_dict(tree)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_toml(path: Any) -> dict[str, Any]:
+def read_toml(path: pathlib.Path) -> dict[str, Any]:
+    """A TOML file's tree; a `UserError` says why there is none."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -527,91 +519,12 @@ def _read_toml(path: Any) -> dict[str, Any]:
         raise UserError(f"{path} is not TOML: {error}") from None
 
 
-FALLBACK = "double"  # the preset of an environment that none names
-
-
-def presets() -> dict[str, dict[str, Any]]:
-    """Every shipped preset by name: a partial tree, and `preset` with its `description`.
-
-    `preset.environments` lists those that take it by default, `preset.extends` names the preset that it goes over, and
-    `environments."ID"` is the partial tree of what is different for one environment.
-    """
-    agents = importlib.util.find_spec("rlplatform.agents")  # found, not imported: that would load TensorFlow
-    if agents is None or not agents.submodule_search_locations:
-        raise RunError("the presets are not installed: rlplatform.agents is missing; install rlplatform again")
-    files = sorted(pathlib.Path(agents.submodule_search_locations[0], "presets").glob("*.toml"))
-    return {file.stem: _read_toml(file) for file in files}
-
-
-def resolve(
-    env_id: str,
-    preset: str | None = None,
-    overrides: Iterable[str] = (),
-    **sections: Mapping[str, Any] | Any,
-) -> Config:
-    """The configuration of a new run: defaults, then the preset, then `sections`, then `key=value` overrides.
-
-    Each goes over what came before; what it does not name stays, also inside a schedule: `exploration.epsilon.end=0.01`
-    alone moves the end. A schedule that changes its kind keeps the parts that both kinds have. A preset that extends
-    another goes over it, and what a preset holds for this environment goes over what it holds for all.
-
-    Args:
-        env_id: the environment; without a `preset`, the first preset that lists it is taken, else `double`.
-        preset: a shipped preset's name, or the path of a TOML file.
-        overrides: texts like `replay.capacity=100000`; values are TOML, and a bare word is a text.
-        **sections: like `Config.replace`.
-
-    Raises:
-        UserError: an unknown preset or key, or a value of the wrong type or out of range.
-    """
-    shipped = presets()
-    if preset is None:
-        suited = (name for name, tree in shipped.items() if env_id in tree.get("preset", {}).get("environments", ()))
-        preset = next(suited, FALLBACK)
-    if preset in shipped:
-        chosen = dict(shipped[preset])
-    elif preset.endswith(".toml"):
-        chosen = _read_toml(pathlib.Path(preset))
-    else:
-        close = difflib.get_close_matches(preset, shipped, n=1, cutoff=0.5)
-        meant = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown preset {preset!r} for {env_id}; {meant}presets: {', '.join(shipped)}")
-    tree = to_dict(Config())
-    for layer in _layers(chosen, shipped, env_id):
-        _merge(tree, layer)
-    _merge(tree, {"environment": {"id": env_id}})
-    return _changed(tree, overrides, sections)
-
-
-def _layers(preset: Mapping[str, Any], shipped: Mapping[str, Any], env_id: str) -> list[dict[str, Any]]:
-    """The partial trees that a preset is made of for one environment, the lowest first."""
-    general: list[dict[str, Any]] = []
-    special: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    while True:
-        tree = dict(preset)
-        about = _section(tree.pop("preset", {}), "preset")
-        own = _section(tree.pop("environments", {}), "environments").get(env_id, {})
-        general.insert(0, tree)
-        special.insert(0, _section(own, f"environments.{env_id}"))
-        base = about.get("extends")
-        if base is None:
-            return [*general, *special]
-        if not isinstance(base, str) or base not in shipped or base in seen:
-            raise UserError(f"a preset cannot extend {base!r}; {nearest(str(base), shipped)}")
-        seen.add(base)
-        preset = shipped[base]
-
-
-def _section(value: Any, path: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{path} is a section and needs keys of its own; got {value!r}")
-    return dict(value)
+# --- changes ----------------------------------------------------------------------------------------------------------
 
 
 def change(config: Config, overrides: Iterable[str] = (), **sections: Mapping[str, Any] | Any) -> Config:
-    """`config` with some values changed, in the ways and with the errors of `resolve`."""
-    return _changed(to_dict(config), overrides, sections)
+    """`config` with some values changed, in the ways and with the errors of `presets.resolve`."""
+    return changed(to_dict(config), overrides, sections)
 
 
 def differences(one: Config, other: Config) -> list[str]:
@@ -627,14 +540,15 @@ def differences(one: Config, other: Config) -> list[str]:
     return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
 
 
-def _changed(tree: dict[str, Any], overrides: Iterable[str], sections: Mapping[str, Any]) -> Config:
-    _merge(tree, {key: value for key, value in sections.items() if value is not None})
+def changed(tree: dict[str, Any], overrides: Iterable[str], sections: Mapping[str, Any]) -> Config:
+    """The configuration of a whole tree, in place put under `sections` and then `overrides`."""
+    merge(tree, {key: value for key, value in sections.items() if value is not None})
     for override in overrides:
-        _merge(tree, _parse_override(override))
+        merge(tree, _parse_override(override))
     return from_dict(tree)
 
 
-def _merge(tree: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
+def merge(tree: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
     """Puts `changes` over `tree`, in place: tables are merged, all else is replaced."""
     for key, value in changes.items():
         value, below, here = _plain(value), tree.get(key), _join(path, key)
@@ -642,7 +556,7 @@ def _merge(tree: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> 
             tree[key] = _over_schedule(below, value)
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
             tree[key] = dict(below)
-            _merge(tree[key], value, here)
+            merge(tree[key], value, here)
         else:
             tree[key] = value
 

@@ -18,6 +18,7 @@ from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.files import exclusive, write_atomically
 from rlplatform.machine import describe, versions
+from rlplatform.presets import resolve
 from rlplatform.workers import Ask, Done, Job, bar, say
 
 FORMAT, VERSION = "rlplatform-returns", 1
@@ -118,7 +119,7 @@ def plan(env_ids: Sequence[str], presets: Sequence[str], steps: int | None, over
     planned = []
     for env_id in dict.fromkeys(env_ids):
         for preset in dict.fromkeys(presets):
-            config = configuration.resolve(env_id, preset, _quiet(overrides), **_sections(0, steps))
+            config = resolve(env_id, preset, _quiet(overrides), **_sections(0, steps))
             planned.append(Planned(env_id, preset, config))
         env = envs.make_single(planned[-1].config.environment)
         try:
@@ -183,7 +184,7 @@ def play_random(env_id: str, preset: str, overrides: Sequence[str], episodes: in
     """What random actions earn, and the mean return from which the environment counts as solved, if it names one."""
     from rlplatform import training
 
-    environment = configuration.resolve(env_id, preset, _quiet(overrides)).environment
+    environment = resolve(env_id, preset, _quiet(overrides)).environment
     env = envs.make_single(environment)
     goal, num_actions = getattr(env.spec, "reward_threshold", None), envs.spec_of(env).num_actions
     env.close()

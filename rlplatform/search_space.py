@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlplatform import config as configuration
-from rlplatform.config import Config, nearest
-from rlplatform.errors import UserError
+from rlplatform.config import Config
+from rlplatform.errors import UserError, nearest
 
 UPDATES_PER_STEP = "updates_per_step"  # no key of the configuration: gives training.gradient_steps
 _RANGE = ("low", "high", "log", "step")

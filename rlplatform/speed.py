@@ -9,8 +9,7 @@ from typing import Any
 
 import rlplatform
 from rlplatform import api, devices
-from rlplatform.config import nearest
-from rlplatform.errors import UserError
+from rlplatform.errors import UserError, nearest
 from rlplatform.training import Callback, RunControl
 
 # DQN at CleanRL's settings: one update of batch 128 every 10 env steps, whatever the number of environments.

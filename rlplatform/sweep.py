@@ -18,6 +18,7 @@ from rlplatform import envs, search_space, workers
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.files import exclusive, write_atomically
+from rlplatform.presets import resolve
 from rlplatform.search_space import UPDATES_PER_STEP, Entry, Range, Space, applied, is_whole, to_plain
 from rlplatform.workers import Ask, Done, Job, bar, say
 
@@ -83,7 +84,7 @@ def sweep(
         RunError: no trial has come to its end, or `out` cannot be written.
     """
     optuna = _optuna()
-    base = configuration.resolve(env_id, preset, overrides, **_training(steps))
+    base = resolve(env_id, preset, overrides, **_training(steps))
     env = envs.make_single(base.environment)
     try:
         envs.spec_of(env)

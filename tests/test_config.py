@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlplatform import config
+from rlplatform import config, errors, presets
 from rlplatform.config import Config, EnvironmentConfig, Schedule, constant
 from rlplatform.errors import UserError
+from rlplatform.presets import resolve
 
 
 def refused(message, **tree):
@@ -52,7 +53,7 @@ def numeric_fields():
 )
 def test_an_unknown_key_is_refused_with_the_nearest_one(key, nearest):
     with pytest.raises(UserError, match=re.escape(f"did you mean {nearest!r}?")):
-        config.resolve("CartPole-v1", overrides=[f"{key}=1"])
+        resolve("CartPole-v1", overrides=[f"{key}=1"])
 
 
 def test_a_key_like_no_other_is_refused_with_those_of_its_section():
@@ -113,7 +114,7 @@ def test_a_number_out_of_range_is_refused_with_the_range(key, field):
     is_list = field.name == "hidden_units"
     for number in outside:
         with pytest.raises(UserError, match=f"{re.escape(key)} must be (at least|above|between|at most) ") as caught:
-            config.resolve("X-v0", overrides=[f"{key}={[number] if is_list else number}"])
+            resolve("X-v0", overrides=[f"{key}={[number] if is_list else number}"])
         for bound in (low, high, above):
             assert bound is None or str(bound) in str(caught.value)
 
@@ -221,7 +222,7 @@ def test_every_value_of_a_schedule_keeps_to_the_range_of_what_it_schedules(table
 
 def test_one_part_of_a_schedule_is_changed_alone():
     default = Config().exploration.epsilon
-    changed = config.resolve("X-v0", overrides=["exploration.epsilon.end=0.01"]).exploration.epsilon
+    changed = resolve("X-v0", overrides=["exploration.epsilon.end=0.01"]).exploration.epsilon
     assert changed == dataclasses.replace(default, end=0.01)
 
 
@@ -229,23 +230,23 @@ def test_a_number_becomes_a_moving_schedule_from_there_in_any_order_of_the_overr
     overrides = ["optimizer.learning_rate.end=0.0", "optimizer.learning_rate.kind=cosine"]
     expected = Schedule(kind="cosine", start=Config().optimizer.learning_rate.start, end=0.0)
     for order in (overrides, overrides[::-1]):
-        assert config.resolve("X-v0", overrides=order).optimizer.learning_rate == expected
+        assert resolve("X-v0", overrides=order).optimizer.learning_rate == expected
 
 
 def test_a_schedule_of_another_kind_keeps_the_parts_that_both_have():
     default = Config().exploration.epsilon
-    changed = config.resolve("X-v0", overrides=["exploration.epsilon.kind=cosine"]).exploration.epsilon
+    changed = resolve("X-v0", overrides=["exploration.epsilon.kind=cosine"]).exploration.epsilon
     assert changed == dataclasses.replace(default, kind="cosine")
-    changed = config.resolve("X-v0", overrides=["exploration.epsilon.kind=constant"]).exploration.epsilon
+    changed = resolve("X-v0", overrides=["exploration.epsilon.kind=constant"]).exploration.epsilon
     assert changed == constant(default.start)
 
 
 def test_a_schedule_is_replaced_whole_by_a_number_or_another_schedule():
-    assert config.resolve("X-v0", overrides=["exploration.epsilon=0.2"]).exploration.epsilon == constant(0.2)
+    assert resolve("X-v0", overrides=["exploration.epsilon=0.2"]).exploration.epsilon == constant(0.2)
     table = "exploration.epsilon={kind='piecewise', boundaries=[0.5], values=[1.0, 0.1]}"
     expected = Schedule(kind="piecewise", boundaries=(0.5,), values=(1.0, 0.1))
-    assert config.resolve("X-v0", overrides=[table]).exploration.epsilon == expected
-    assert config.resolve("X-v0", exploration={"epsilon": expected}).exploration.epsilon == expected
+    assert resolve("X-v0", overrides=[table]).exploration.epsilon == expected
+    assert resolve("X-v0", exploration={"epsilon": expected}).exploration.epsilon == expected
 
 
 # --- merging --------------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def own_preset(tmp_path):
 
 
 def test_later_sources_go_over_earlier_ones_key_by_key(own_preset):
-    made = config.resolve(
+    made = resolve(
         "X-v0",
         preset=own_preset,
         overrides=["training.batch_size=256", "environment.kwargs.wind=false", "environment.id=Y-v0"],
@@ -280,7 +281,7 @@ def test_later_sources_go_over_earlier_ones_key_by_key(own_preset):
 
 def test_a_keyword_of_the_environment_may_have_any_name():
     overrides = ["environment.kwargs.kind=tall", "environment.kwargs.deep={kind='x', size=[1, 2]}"]
-    made = config.resolve("X-v0", overrides=[*overrides, "environment.kwargs.deep.kind=y"])
+    made = resolve("X-v0", overrides=[*overrides, "environment.kwargs.deep.kind=y"])
     assert made.environment.kwargs == {"kind": "tall", "deep": {"kind": "y", "size": [1, 2]}}
 
 
@@ -297,14 +298,14 @@ def test_a_keyword_of_the_environment_may_have_any_name():
     ],
 )
 def test_an_override_is_toml_or_else_a_text(text, value):
-    made = config.resolve("X-v0", overrides=[f" environment.kwargs.it = {text} "])
+    made = resolve("X-v0", overrides=[f" environment.kwargs.it = {text} "])
     assert made.environment.kwargs == {"it": value}
 
 
 @pytest.mark.parametrize("text", ["replay.capacity", "=3", ""])
 def test_an_override_without_key_and_value_is_refused_with_an_example(text):
     with pytest.raises(UserError, match=f"--set needs key=value, like replay.capacity=100000; got {text!r}"):
-        config.resolve("X-v0", overrides=[text])
+        resolve("X-v0", overrides=[text])
 
 
 def test_a_copy_changes_what_is_named_and_nothing_else():
@@ -359,7 +360,7 @@ def test_the_tree_of_a_configuration_shares_nothing_with_it():
 
 
 def test_every_shipped_preset_says_what_it_is_for_and_makes_a_configuration():
-    shipped = config.presets()
+    shipped = presets.shipped()
     assert {"dqn", "double"} <= set(shipped)
     for name, tree in shipped.items():
         about = tree["preset"]
@@ -370,12 +371,12 @@ def test_every_shipped_preset_says_what_it_is_for_and_makes_a_configuration():
     tuned = {env_id for tree in shipped.values() for env_id in tree.get("environments", {})}
     assert "CartPole-v1" in tuned
     for name, env_id in itertools.product(shipped, [*tuned, "X-v0"]):
-        assert config.resolve(env_id, preset=name).environment.id == env_id
+        assert resolve(env_id, preset=name).environment.id == env_id
 
 
 def test_every_shipped_preset_turns_on_the_parts_that_its_paper_names():
     def parts(name):
-        made = config.resolve("CartPole-v1", preset=name)
+        made = resolve("CartPole-v1", preset=name)
         flags = {"double": made.agent.double, "dueling": made.network.dueling, "noisy": made.network.noisy}
         flags |= {"prioritized": made.replay.prioritized, "munchausen": made.agent.munchausen}
         return made.agent.head, made.agent.n_step, {flag for flag, on in flags.items() if on}
@@ -395,8 +396,8 @@ def test_every_shipped_preset_turns_on_the_parts_that_its_paper_names():
 
 def test_an_environment_takes_the_preset_that_lists_it_and_all_others_the_general_one(shipping):
     shipping(own={"preset": {"environments": ["Mine-v0"]}, "seed": 5}, double={"preset": {}, "seed": 6})
-    assert config.resolve("Mine-v0").seed == 5
-    assert config.resolve("Unheard-v0").seed == 6
+    assert resolve("Mine-v0").seed == 5
+    assert resolve("Unheard-v0").seed == 6
 
 
 @pytest.fixture
@@ -404,7 +405,7 @@ def shipping(monkeypatch):
     """Ships other presets than the real ones."""
 
     def ship(**trees):
-        monkeypatch.setattr(config, "presets", lambda: trees)
+        monkeypatch.setattr(presets, "shipped", lambda: trees)
 
     return ship
 
@@ -420,21 +421,23 @@ def test_a_preset_goes_over_the_one_that_it_extends_and_what_is_for_one_environm
         high={
             "preset": {"extends": "middle"},
             "agent": {"gamma": 0.3},
-            "environments": {"Mine-v0": {"threads": 4}, "Other-v0": {"seed": 9}},
+            "environments": {"Mine-v0": {"threads": 4}, "Other-v0": {"seed": 9}, "O*-v0": {"seed": 8, "threads": 5}},
         },
     )
-    mine, any_other = (config.resolve(env_id, preset="high") for env_id in ("Mine-v0", "X-v0"))
+    mine, any_other = (resolve(env_id, preset="high") for env_id in ("Mine-v0", "X-v0"))
     assert (mine.seed, mine.agent.gamma, mine.agent.n_step, mine.agent.tau, mine.threads) == (1, 0.3, 4, 0.25, 4)
     assert (any_other.seed, any_other.agent.n_step, any_other.agent.tau, any_other.threads) == (1, 3, 0.5, 0)
-    assert config.resolve("Other-v0", preset="high").seed == 9
-    assert config.resolve("Mine-v0", preset="middle").threads == 3
+    other, like_it = (resolve(env_id, preset="high") for env_id in ("Other-v0", "Orion-v0"))
+    assert (other.seed, other.threads) == (9, 5)  # the pattern, and the id over it, wherever it stands
+    assert (like_it.seed, like_it.threads) == (8, 5)
+    assert resolve("Mine-v0", preset="middle").threads == 3
 
 
 def test_a_preset_of_ones_own_extends_a_shipped_one(tmp_path):
     file = tmp_path / "own.toml"
     file.write_text('seed = 3\n[preset]\nextends = "rainbow"\n[environments."CartPole-v1".agent]\nn_step = 5\n')
-    made = config.resolve("CartPole-v1", preset=str(file))
-    shipped = config.resolve("CartPole-v1", preset="rainbow")
+    made = resolve("CartPole-v1", preset=str(file))
+    shipped = resolve("CartPole-v1", preset="rainbow")
     assert config.differences(made, shipped) == ["agent.n_step", "seed"]
 
 
@@ -446,7 +449,7 @@ def test_a_preset_that_extends_nothing_known_or_itself_is_refused(shipping):
     )
     for name, said in (("lost", "cannot extend 'tow'; did you mean 'two'"), ("one", "cannot extend 'two'")):
         with pytest.raises(UserError, match=said):
-            config.resolve("X-v0", preset=name)
+            resolve("X-v0", preset=name)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +464,7 @@ def test_a_preset_that_extends_nothing_known_or_itself_is_refused(shipping):
 def test_a_preset_of_ones_own_with_a_wrong_form_is_refused(tmp_path, text, said):
     (tmp_path / "own.toml").write_text(text)
     with pytest.raises(UserError, match=said):
-        config.resolve("X-v0", preset=str(tmp_path / "own.toml"))
+        resolve("X-v0", preset=str(tmp_path / "own.toml"))
 
 
 @pytest.mark.parametrize("bounds", [(-math.inf, 10.0), (0.0, math.inf), (1.0, 1.0), (2.0, 1.0)])
@@ -472,18 +475,18 @@ def test_atoms_need_two_different_finite_ends(bounds):
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_and_all_others():
-    names = ", ".join(config.presets())
+    names = ", ".join(presets.shipped())
     with pytest.raises(UserError) as caught:
-        config.resolve("CartPole-v1", preset="dqm")
+        resolve("CartPole-v1", preset="dqm")
     assert str(caught.value) == f"unknown preset 'dqm' for CartPole-v1; did you mean 'dqn'? presets: {names}"
     with pytest.raises(UserError) as caught:
-        config.resolve("CartPole-v1", preset="xyzzy")
+        resolve("CartPole-v1", preset="xyzzy")
     assert str(caught.value) == f"unknown preset 'xyzzy' for CartPole-v1; presets: {names}"
 
 
 def test_reading_the_presets_loads_no_tensorflow():
     program = (
-        "import sys; from rlplatform import config; assert config.presets(); assert 'tensorflow' not in sys.modules"
+        "import sys; from rlplatform import presets; assert presets.shipped(); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -589,5 +592,5 @@ def test_a_key_with_one_letter_missing_is_found_again(name, data):
 
 
 def test_a_choice_like_no_other_is_answered_with_all_of_them():
-    assert config.nearest("xyzzy", ["one", "two"]) == "choices: one, two"
-    assert config.nearest("tow", ["one", "two"]) == "did you mean 'two'?"
+    assert errors.nearest("xyzzy", ["one", "two"]) == "choices: one, two"
+    assert errors.nearest("tow", ["one", "two"]) == "did you mean 'two'?"

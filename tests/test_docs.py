@@ -24,6 +24,7 @@ sys.path.insert(
 )  # as a script too: the checkout, installed or not
 
 from rlplatform import cli, config, runtime
+from rlplatform.presets import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -63,7 +64,7 @@ def test_a_command_that_is_shown_is_one_that_the_command_line_takes(command):
     args = parser().parse_args(shlex.split(command, comments=True)[1:])
     assert callable(args.run)
     if args.command == "train" and ".py:" not in args.env and not (args.preset or "").endswith(".toml"):
-        config.resolve(args.env, args.preset, args.set)
+        resolve(args.env, args.preset, args.set)
 
 
 def test_the_readme_shows_every_command():

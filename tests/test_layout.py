@@ -203,7 +203,7 @@ def test_the_wheel_works_from_another_folder(installed):
     )
     for file in run_installed(installed, "-c", program).split():
         assert pathlib.Path(file).is_relative_to(installed)
-    program = "from rlplatform import config; print(*config.presets())"
+    program = "from rlplatform.presets import shipped; print(*shipped())"
     shipped = sorted(path.stem for path in (ROOT / "agents" / "presets").glob("*.toml"))
     assert run_installed(installed, "-c", program).split() == shipped
     assert "train" in run_installed(installed, "-m", "rlplatform", "--help")

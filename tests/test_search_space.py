@@ -8,16 +8,17 @@ import pytest
 from rlplatform import config, search_space
 from rlplatform.config import to_dict
 from rlplatform.errors import UserError
+from rlplatform.presets import resolve, shipped
 from rlplatform.search_space import Range, applied, default_space
 
-PRESETS = sorted(config.presets())
+PRESETS = sorted(shipped())
 
 
 @pytest.fixture
 def read(tmp_path):
     def read_it(text, base=None):
         (tmp_path / "space.toml").write_text(text)
-        return search_space.read(tmp_path / "space.toml", base or config.resolve("CartPole-v1", "dqn"))
+        return search_space.read(tmp_path / "space.toml", base or resolve("CartPole-v1", "dqn"))
 
     return read_it
 
@@ -25,7 +26,7 @@ def read(tmp_path):
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "Nowhere-v0"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_default_space_is_valid_and_contains_every_preset(preset, env_id):
-    base = config.resolve(env_id, preset)
+    base = resolve(env_id, preset)
     space = default_space(base)
     search_space.check(space, base)
     tree = to_dict(base)
@@ -40,7 +41,7 @@ def test_the_default_space_is_valid_and_contains_every_preset(preset, env_id):
 
 
 def test_the_update_budget_is_bounded():
-    base = config.resolve("CartPole-v1", "dqn", ["training.train_interval=64", "training.gradient_steps=32"])
+    base = resolve("CartPole-v1", "dqn", ["training.train_interval=64", "training.gradient_steps=32"])
     entry = default_space(base)["updates_per_step"]
     assert (entry.low, entry.high) == (0.125, 1.0)
     for interval in default_space(base)["training.train_interval"]:
@@ -50,13 +51,13 @@ def test_the_update_budget_is_bounded():
 
 
 def test_intervals_are_multiples_of_the_environments():
-    base = config.resolve("CartPole-v1", "dqn", ["environment.num_envs=6", "training.train_interval=12"])
+    base = resolve("CartPole-v1", "dqn", ["environment.num_envs=6", "training.train_interval=12"])
     assert all(interval % 6 == 0 for interval in default_space(base)["training.train_interval"])
 
 
 def test_noise_takes_the_place_of_epsilon_and_a_soft_target_that_of_the_interval():
-    hard = default_space(config.resolve("CartPole-v1", "dqn", ["agent.tau=1.0"]))
-    soft = default_space(config.resolve("CartPole-v1", "dqn", ["agent.tau=0.01", "network.noisy=true"]))
+    hard = default_space(resolve("CartPole-v1", "dqn", ["agent.tau=1.0"]))
+    soft = default_space(resolve("CartPole-v1", "dqn", ["agent.tau=0.01", "network.noisy=true"]))
     assert "exploration.epsilon.end" in hard
     assert not any(key.startswith("exploration.") for key in soft)
     assert ("agent.target_update_interval" in hard, "agent.tau" in hard) == (True, False)
@@ -64,7 +65,7 @@ def test_noise_takes_the_place_of_epsilon_and_a_soft_target_that_of_the_interval
 
 
 def test_a_trials_values_go_into_the_configuration_and_a_schedule_keeps_its_kind():
-    base = config.resolve("CartPole-v1", "dqn", ["optimizer.learning_rate={kind='linear', start=1e-3, end=0.0}"])
+    base = resolve("CartPole-v1", "dqn", ["optimizer.learning_rate={kind='linear', start=1e-3, end=0.0}"])
     assert "optimizer.learning_rate.start" in default_space(base)
     tried = applied(base, {"optimizer.learning_rate.start": 5e-4, "agent.n_step": 3, "network.hidden_units": [8, 4]})
     assert tried.optimizer.learning_rate == config.Schedule(kind="linear", start=5e-4, end=0.0)
@@ -81,7 +82,7 @@ def test_a_file_is_the_whole_space_with_quoted_keys_or_tables(read):
 
 
 def test_a_file_may_go_over_the_default_space(read):
-    base = config.resolve("CartPole-v1", "dqn")
+    base = resolve("CartPole-v1", "dqn")
     space = read('extends = "default"\n"agent.gamma" = false\n"agent.n_step" = [2, 4]', base)
     default = default_space(base)
     del default["agent.gamma"]
@@ -91,7 +92,7 @@ def test_a_file_may_go_over_the_default_space(read):
 def test_what_is_written_is_read_back(read, tmp_path):
     import tomli_w
 
-    base = config.resolve("Acrobot-v1", "rainbow")
+    base = resolve("Acrobot-v1", "rainbow")
     assert read(tomli_w.dumps(search_space.to_plain(default_space(base))), base) == default_space(base)
 
 
@@ -123,20 +124,20 @@ def test_what_is_written_is_read_back(read, tmp_path):
     ],
 )
 def test_a_wrong_space_is_refused_by_one_sentence(read, text, sentence):
-    base = config.resolve("CartPole-v1", "dqn")
+    base = resolve("CartPole-v1", "dqn")
     with pytest.raises(UserError, match=sentence):
         search_space.check(read(text, base), base)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
-        search_space.read(tmp_path / "space.toml", config.resolve("CartPole-v1", "dqn"))
+        search_space.read(tmp_path / "space.toml", resolve("CartPole-v1", "dqn"))
 
 
 def test_the_space_in_the_documentation_is_one(read):
     page = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```toml\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    base = config.resolve("CartPole-v1", "dqn")
+    base = resolve("CartPole-v1", "dqn")
     space = read(shown, base)
     search_space.check(space, base)
     assert space["updates_per_step"] == Range(0.1, 1.0, log=True)

@@ -19,6 +19,7 @@ from quick import QUICK
 
 from rlplatform import api, cli, config, search_space, sweep
 from rlplatform.errors import RunError, UserError
+from rlplatform.presets import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENV = "rlplatform.envs.probes:ActionAndObservation"
@@ -107,8 +108,8 @@ def test_a_tiny_sweep_finds_a_preset_that_trains(here, space, tmp_path):
     ]
     assert list((out / "runs").iterdir()) == []
 
-    best = config.resolve(ENV, str(found.preset))
-    base = config.resolve(ENV, "dqn", [*QUICK, "training.total_steps=128"])
+    best = resolve(ENV, str(found.preset))
+    base = resolve(ENV, "dqn", [*QUICK, "training.total_steps=128"])
     assert best == search_space.applied(base, found.params)
     run = api.train(ENV, preset=str(found.preset), seed=sweep.FIRST_SEED, out=tmp_path / "run", progress=False)
     again = api.evaluate(run, episodes=4, seed=sweep.FIRST_SEED).evaluation.mean
@@ -117,7 +118,7 @@ def test_a_tiny_sweep_finds_a_preset_that_trains(here, space, tmp_path):
 
 @pytest.mark.slow
 def test_a_trial_trains_seed_after_seed_and_stops_at_the_evaluation_that_prunes_it(here, tmp_path):
-    base = config.resolve(ENV, "dqn", [*QUICK, "training.total_steps=128", "evaluation.interval=128"])
+    base = resolve(ENV, "dqn", [*QUICK, "training.total_steps=128", "evaluation.interval=128"])
     told = []
 
     def ask(message):
@@ -139,7 +140,7 @@ def test_a_trial_trains_seed_after_seed_and_stops_at_the_evaluation_that_prunes_
 
 
 def test_a_trial_that_is_pruned_trains_no_further(here, tmp_path):
-    base = config.resolve(ENV, "dqn", [*QUICK, "training.total_steps=512"])
+    base = resolve(ENV, "dqn", [*QUICK, "training.total_steps=512"])
     result = sweep.run_trial(tmp_path / "trial", config.to_toml(base), {}, 1, 4, lambda message: message[0] == 2)
     assert (result["pruned"], result["value"], result["returns"]) == (True, None, [])
     rows = (tmp_path / "trial" / "seed-1000" / "metrics.jsonl").read_text().splitlines()
@@ -162,10 +163,8 @@ def test_trials_below_the_median_are_pruned_after_a_while(invented, batches, tmp
         assert (row["state"], played) == (("pruned", 1) if below else ("complete", 10))
         if not below:
             finished.append(size)
-    best = config.resolve(ENV, str(found.preset))
-    assert best == config.resolve(
-        ENV, "dqn", [*QUICK, "training.total_steps=128", f"training.batch_size={max(complete)}"]
-    )
+    best = resolve(ENV, str(found.preset))
+    assert best == resolve(ENV, "dqn", [*QUICK, "training.total_steps=128", f"training.batch_size={max(complete)}"])
 
 
 def test_a_trial_that_a_kill_has_cut_short_comes_again_and_the_count_is_kept(invented, batches, tmp_path):

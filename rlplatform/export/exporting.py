@@ -13,9 +13,8 @@ from rlplatform import compression
 from rlplatform import config as configuration
 from rlplatform.agents.acting import masked
 from rlplatform.compression import GOLDEN, NETWORK, Canonical, Files, Golden, Progress, Target, Verification, gaps
-from rlplatform.config import nearest
 from rlplatform.envs.naming import Factory
-from rlplatform.errors import RunError, UserError
+from rlplatform.errors import RunError, UserError, nearest
 from rlplatform.export import bundle
 from rlplatform.training import Run
 

@@ -14,7 +14,7 @@ import tf_keras as keras
 from gymnasium.vector import AutoresetMode
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rlplatform import api, config, devices, envs
+from rlplatform import api, devices, envs
 from rlplatform.agents import PQN, make_actor
 from rlplatform.agents.pqn import lambda_returns, shuffles
 from rlplatform.config import Config, Schedule
@@ -23,6 +23,7 @@ from rlplatform.envs.probes import Counting
 from rlplatform.envs.serial import SerialVectorEnv
 from rlplatform.errors import UserError
 from rlplatform.experience import Batch, Block
+from rlplatform.presets import resolve
 from rlplatform.training import Callback, HostCollector, Learner, evaluate, schedules
 from rlplatform.training import learner as learner_module
 
@@ -480,17 +481,17 @@ def test_what_only_dqn_looks_at_is_refused(override):
     with pytest.raises(
         UserError, match=rf"^agent.algorithm 'pqn' does not use {key}: leave it at .*; got \"?{given}\"?$"
     ):
-        config.resolve("Any-v0", "pqn", [override])
-    config.resolve("Any-v0", "dqn", [override])
+        resolve("Any-v0", "pqn", [override])
+    resolve("Any-v0", "dqn", [override])
 
 
 def test_what_only_pqn_looks_at_is_refused_elsewhere():
     with pytest.raises(
         UserError, match=r"^agent.algorithm 'dqn' does not use agent.trace_decay: leave it at 0.65; got 0.0$"
     ):
-        config.resolve("CartPole-v1", "dqn", ["agent.trace_decay=0.0"])
+        resolve("CartPole-v1", "dqn", ["agent.trace_decay=0.0"])
 
 
 def test_a_batch_is_no_larger_than_the_block():
     with pytest.raises(UserError, match=r"training.batch_size must be at most training.train_interval \(64\); got 65"):
-        config.resolve("Any-v0", "pqn", ["training.train_interval=64", "training.batch_size=65"])
+        resolve("Any-v0", "pqn", ["training.train_interval=64", "training.batch_size=65"])
