@@ -227,6 +227,17 @@ total_steps = 100_000
 learning_rate = { kind = "linear", start = 1e-3, end = 0.0 }
 ```
 
+It may go over a shipped one, and hold what is different for one environment, or for all whose ids a pattern matches:
+
+```toml
+[preset]
+description = "rainbow, in smaller batches on Atari"
+extends = "rainbow"
+
+[environments."ALE/*".training]
+batch_size = 16
+```
+
 Written by `python tests/test_docs.py` from `rlplatform/config.py`; a test compares the two.
 """
 

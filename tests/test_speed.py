@@ -2,16 +2,16 @@
 
 import pytest
 
-from rlplatform import config as configuration
 from rlplatform import speed
 from rlplatform.errors import UserError
+from rlplatform.presets import resolve
 
 
 def settings(task):
     """The configuration that a task trains with."""
     env_id, steps, _, changes = speed.TASKS[task]
     overrides = [f"{key}={value}" for key, value in (changes | speed._UNWATCHED).items()]
-    return configuration.resolve(env_id, "dqn", overrides, training={"total_steps": steps})
+    return resolve(env_id, "dqn", overrides, training={"total_steps": steps})
 
 
 @pytest.mark.parametrize(
