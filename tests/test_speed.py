@@ -3,6 +3,7 @@
 import pytest
 
 from rlplatform import speed
+from rlplatform.config import constant
 from rlplatform.errors import UserError
 from rlplatform.presets import resolve
 
@@ -28,7 +29,7 @@ def test_tasks_are_the_work_that_other_libraries_are_measured_on(
     config = settings(task)
     assert config.training.batch_size == batch_size
     assert config.training.train_interval == env_steps_per_update * config.training.gradient_steps
-    assert config.optimizer.learning_rate == configuration.constant(learning_rate)
+    assert config.optimizer.learning_rate == constant(learning_rate)
     assert config.replay.capacity == capacity
     assert config.agent.target_update_interval * env_steps_per_update == target_steps
     flags = [config.agent.double, config.network.dueling, config.network.noisy, config.replay.prioritized]
