@@ -49,6 +49,7 @@ def test_pong_is_what_atari_agents_see():
     assert warm % config.logging.interval == steps % config.logging.interval == 0  # the clock reads rows of metrics
 
 
+@pytest.mark.slow
 def test_the_clock_leaves_the_warm_up_out():
     result = speed.measure("cartpole", 4_000)
     assert result["env_steps"] == 2_000

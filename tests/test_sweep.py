@@ -139,6 +139,7 @@ def test_a_trial_trains_seed_after_seed_and_stops_at_the_evaluation_that_prunes_
     assert told[1][1] == pytest.approx((result["returns"][0] + means[1]) / 2)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_pruned_trains_no_further(here, tmp_path):
     base = resolve(ENV, "dqn", [*QUICK, "training.total_steps=512"])
     result = sweep.run_trial(tmp_path / "trial", config.to_toml(base), {}, 1, 4, lambda message: message[0] == 2)
@@ -147,6 +148,7 @@ def test_a_trial_that_is_pruned_trains_no_further(here, tmp_path):
     assert json.loads(rows[-1])["step"] == 128
 
 
+@pytest.mark.slow
 def test_trials_below_the_median_are_pruned_after_a_while(invented, batches, tmp_path):
     found = search(tmp_path / "out", 30, space=batches)
     assert invented.trained[0] == {"training.batch_size": 8}
@@ -208,6 +210,7 @@ def test_trials_that_fail_are_counted_and_a_sweep_without_a_result_is_an_error(i
     assert search(tmp_path / "out", 3, space=batches).trials == {"complete": 1, "pruned": 0, "failed": 2}
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_trials(invented, batches, tmp_path):
     search(tmp_path / "a", 4, space=batches, seed=5)
     search(tmp_path / "b", 4, space=batches, seed=5)

@@ -102,6 +102,7 @@ TABULAR = {
 }
 
 
+@pytest.mark.slow
 def test_the_values_of_a_small_random_process_are_learned():
     kwargs = {"num_states": 4, "num_actions": 2, "ending": 0.3, "mdp_seed": 3}
     error = learned(

@@ -365,7 +365,9 @@ def learned(make, steps, kwargs, **sections):
     return learner.agent.online(observation).numpy(), exact, one
 
 
-@pytest.mark.parametrize("probe", [*probes.PROBES[1:4:2], pytest.param(probes.PROBES[-1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "probe", [probes.PROBES[1], *(pytest.param(each, marks=pytest.mark.slow) for each in probes.PROBES[3:])]
+)
 def test_the_values_of_a_probe_are_learned(probe):
     q, exact, _ = learned(probe.__name__, 6_000, {})
     assert_allclose(q, exact, atol=0.02, err_msg=probe.__doc__)

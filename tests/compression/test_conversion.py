@@ -148,7 +148,6 @@ def test_where_int8_would_not_help_a_cpu_the_file_says_that_nothing_was_done():
     assert set(files.quantisation["weights"]) == {"float32"}
 
 
-@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "mcu"])
 def test_a_network_on_bytes_takes_bytes(target):

@@ -124,6 +124,7 @@ def test_numpy_alone_reads_the_arrays(folder):
 # --- which are kept -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(steps=st.lists(st.integers(0, 10**10), min_size=1, max_size=6, unique=True), keep=st.integers(1, 4))
 @settings(max_examples=30)
 def test_the_newest_are_kept_and_the_newest_is_restored(steps, keep):
@@ -378,7 +379,9 @@ class Disk:
 
 @pytest.mark.parametrize("power", [False, True])
 @pytest.mark.parametrize("keep", [1, 2])
-@pytest.mark.parametrize(("before", "step"), [(0, 1), (1, 2), (3, 4), (1, 1), (3, 3)])
+@pytest.mark.parametrize(
+    ("before", "step"), [(0, 1), (1, 2), (1, 1), *(pytest.param(3, step, marks=pytest.mark.slow) for step in (4, 3))]
+)
 def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new(before, step, keep, power, monkeypatch):
     """Kills one save at each of its file operations in turn; with `power`, what was not synced is lost as well."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the disk below keeps the books; the real one is slow

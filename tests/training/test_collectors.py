@@ -206,7 +206,9 @@ def test_every_transition_equals_the_one_worked_out_by_hand(mode, num_envs, n_st
     collector.close()
 
 
-@pytest.mark.parametrize(("mode", "num_envs"), [(MODES[0], 1), (MODES[1], 7), (MODES[2], 7)])
+@pytest.mark.parametrize(
+    ("mode", "num_envs"), [(MODES[0], 1), *(pytest.param(mode, 7, marks=pytest.mark.slow) for mode in MODES[1:])]
+)
 def test_the_compiled_programs_give_the_same_transitions(mode, num_envs):
     """The insertion that training compiles, and its sampling compiled by XLA as in training."""
     config = configured(num_envs, 9, 25, 3, 3)

@@ -201,7 +201,6 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(built, pair):
     assert np.abs(another.weights() - one.weights()).max() > 1e-3
 
 
-@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_with_convolutions():
     config = configured(training={"batch_size": 8, "gradient_steps": 2})

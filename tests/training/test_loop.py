@@ -246,6 +246,7 @@ def test_no_step_is_saved_twice(undisturbed):
     assert names == [f"step_{STEPS - 64:09d}", f"step_{STEPS:09d}"]
 
 
+@pytest.mark.slow
 def test_a_truncated_newest_checkpoint_is_skipped_by_one_sentence(tmp_path, undisturbed):
     stopped, _ = train(tmp_path / "run", callbacks=[StopAt(HALF)])
     newest = max((stopped.path / "checkpoints").iterdir())
