@@ -191,7 +191,8 @@ def play_random(env_id: str, preset: str, overrides: Sequence[str], episodes: in
     played = training.evaluate(
         training.random_actions(num_actions, 0), environment, envs.seeds(0, episodes, "evaluation")
     )
-    return {"env": env_id, "goal": goal, "random": compact(played.mean)}
+    returns = [compact(value) for value in played.returns]
+    return {"env": env_id, "goal": goal, "random": compact(played.mean), "random_returns": returns}
 
 
 def compact(value: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlplatform.analysis.statistics import Interval, stratified_bootstrap
+from rlplatform.analysis.statistics import Interval, bootstrap, mean, stratified_bootstrap
 
 FEW = 3  # runs below which the bootstrap's interval says nothing
 
@@ -30,6 +30,8 @@ class Row:
         worst: the least of them.
         goal: the mean return from which the environment counts as solved; None where it names none.
         at_goal: runs whose delivered policy reaches it.
+        random: the mean return of random actions, with its 95 % bootstrap interval over episodes; None where no episodes
+            of them are kept.
     """
 
     env: str
@@ -42,6 +44,7 @@ class Row:
     worst: float
     goal: float | None
     at_goal: int | None
+    random: Interval | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ def rows(tree: Mapping[str, Any]) -> list[Row]:
 
     Args:
         tree: `runs`, each with `env`, `preset`, `steps`, `best_returns` and `last_returns`; and `environments`, by id,
-            each with a `goal` or None.
+            each with a `goal` or None, and perhaps `random_returns`.
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in tree["runs"]:
@@ -68,7 +71,8 @@ def rows(tree: Mapping[str, Any]) -> list[Row]:
     table = []
     for (env, preset), runs in sorted(found.items(), key=lambda item: order.index(item[0][0])):
         best, last = _scores(runs, "best"), _scores(runs, "last")
-        goal = tree["environments"].get(env, {}).get("goal")
+        about = tree["environments"].get(env, {})
+        goal, random = about.get("goal"), about.get("random_returns")
         table.append(
             Row(
                 env=env,
@@ -81,6 +85,7 @@ def rows(tree: Mapping[str, Any]) -> list[Row]:
                 worst=float(best.min()),
                 goal=goal,
                 at_goal=None if goal is None else int((best >= goal).sum()),
+                random=bootstrap(np.array(random, np.float64), mean) if random else None,
             )
         )
     return table
@@ -115,7 +120,8 @@ def aggregates(tree: Mapping[str, Any]) -> list[Aggregate]:
 
 def as_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
     """The rows, the aggregates and the runs that have failed, as text for a terminal or as Markdown."""
-    head = ["environment", "preset", "steps", "seeds", "IQM [95 %]", "mean", "worst", "at goal", "newest policy's IQM"]
+    head = ["environment", "preset", "steps", "seeds", "IQM [95 %]", "mean", "worst", "at goal"]
+    head += ["newest policy's IQM", "random actions"]
     body = [
         [
             row.env,
@@ -127,6 +133,7 @@ def as_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
             number(row.worst),
             "-" if row.goal is None else f"{row.at_goal} of {row.seeds} (≥ {row.goal:g})",
             interval(row.last, row.seeds),
+            "-" if row.random is None else interval(row.random, FEW),
         ]
         for row in rows(tree)
     ]

@@ -28,7 +28,9 @@ def two_by_two():
     runs.append(run("Pole", "a", 4, [99, 101], [0, 10], steps=1_008))
     runs += [run("Hill", "a", seed, [seed + 1], [1]) for seed in range(4)]
     runs += [run(env, "b", seed, [50], [50]) for env in ("Pole", "Hill") for seed in range(4)]
-    return tree(runs, {"Pole": {"goal": 40.0, "random": 0.0}, "Hill": {"goal": 3.0, "random": 1.0}})
+    return tree(
+        runs, {"Pole": {"goal": 40.0, "random": 0.0, "random_returns": [20] * 9}, "Hill": {"goal": 3.0, "random": 1.0}}
+    )
 
 
 def test_a_row_counts_runs_and_takes_each_runs_mean_as_its_score(two_by_two):
@@ -73,11 +75,12 @@ def test_the_table_lines_up_and_markdown_has_a_cell_for_each(two_by_two):
     assert lines[1].startswith("Pole")
     assert "30.0 [" in lines[1]
     assert "2 of 5 (≥ 40)" in lines[1]
-    assert lines[1].endswith("5.00 [5.00, 5.00]")
+    assert lines[1].split("  ")[-1].strip() == "20.0 [20.0, 20.0]"  # random actions
+    assert "5.00 [5.00, 5.00]" in lines[1]
     assert "over the 2 environments with a goal" in lines[5]
     assert lines[-1] == "failed: Pole c seed 7: training has diverged"
     cells = [line.count("|") for line in as_table(two_by_two, markdown=True).splitlines() if line.startswith("|")]
-    assert cells == [10] * 6 + [4] * 4
+    assert cells == [11] * 6 + [4] * 4
 
 
 def test_two_seeds_have_no_interval_and_no_runs_no_table():
