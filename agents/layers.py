@@ -116,8 +116,14 @@ def fresh_noise(network: Any, seed: tf.Tensor) -> Iterator[None]:
     noisy = [layer for layer in network.submodules if isinstance(layer, NoisyDense)]
     if noisy:
         sizes = [size for layer in noisy for size in (layer.inputs, layer.units)]
-        normal = random_normal(sum(sizes), seed)
-        scaled = tf.sign(normal) * tf.sqrt(tf.abs(normal))  # f in Fortunato et al. 2018, under eq. 11
+
+        def draw() -> tf.Tensor:
+            normal = random_normal(sum(sizes), seed)
+            return tf.sign(normal) * tf.sqrt(tf.abs(normal))  # f in Fortunato et al. 2018, under eq. 11
+
+        # XLA on a CPU would draw the vectors anew for every element of every kernel that they are multiplied into. What a
+        # branch gives is computed once, as long as XLA cannot know that the branch is always taken.
+        scaled = tf.cond(seed[1] > -(2**31), draw, lambda: tf.zeros([sum(sizes)]))
         parts = iter(tf.split(scaled, sizes))
         for layer in noisy:
             layer.noise = (next(parts), next(parts))
