@@ -170,3 +170,18 @@ def test_the_expectations_of_distributions_are_plain_sums():
     assert_allclose(Expectation(-2.0, 4.0)(output), values, rtol=1e-4, atol=1e-5)
     huge = tf.constant([[[1e4, -1e4, 0.0]]])
     assert_array_equal(Expectation(-2.0, 4.0)(huge), [[-2.0]])
+
+
+def test_noise_is_drawn_once_and_not_for_every_element_of_the_kernels():
+    """XLA would draw it again wherever it is fused into: in the forward pass, the gradients and each of two layers."""
+    network = keras.Sequential([keras.Input([8]), NoisyDense(16, "relu"), NoisyDense(4)])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def gradients(observation, counter):
+        with tf.GradientTape() as tape, fresh_noise(network, tf.stack([0, counter])):
+            loss = tf.reduce_sum(network(observation) ** 2)
+        return tape.gradient(loss, network.trainable_variables)
+
+    inputs = tf.ones([2, 8]), tf.constant(3)
+    program = gradients.experimental_get_compiler_ir(*inputs)(stage="optimized_hlo")
+    assert program.count(" cosine(") == 1  # of Box and Muller's formula
