@@ -83,6 +83,7 @@ def test_a_callable_without_a_name_must_be_given_again(run):
         api.evaluate(run, episodes=1)
 
 
+@pytest.mark.slow
 def test_a_film_of_an_episode_is_written(run, tmp_path):
     from PIL import Image
 

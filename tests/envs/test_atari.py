@@ -172,6 +172,7 @@ def test_games_are_cut_after_their_frames_or_the_configured_steps(given: dict[st
     env.close()
 
 
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_games_on_any_number_of_threads() -> None:
     def play(seeds: list[int]) -> np.ndarray:
         env = envs.make(config("ALE/Pong-v5", len(seeds)))

@@ -294,6 +294,7 @@ def test_export_refuses_what_fails_and_writes_nothing(exported, conversion_that_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_export_by_force_says_so_and_does_not_prefer_the_failed_file(exported, conversion_that_swaps_actions, tmp_path):
     verification = export(exported[0], tmp_path / "out", episodes=2, force=True)
     assert not verification.passed
@@ -305,6 +306,7 @@ def test_export_by_force_says_so_and_does_not_prefer_the_failed_file(exported, c
     assert Policy(tmp_path / "out").variant == "float"
 
 
+@pytest.mark.slow
 def test_without_the_format_saved_model_the_bundle_has_no_network(exported, monkeypatch, tmp_path):
     files = [(exported[1] / name).read_bytes() for name in ("policy.tflite", "policy_int8.tflite")]
     made = compression.Files(*files, None, {})

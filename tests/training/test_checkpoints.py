@@ -57,6 +57,7 @@ def folder(tmp_path):
 # --- what goes in comes out -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     arrays=st.lists(
         hnp.arrays(

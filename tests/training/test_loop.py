@@ -292,6 +292,7 @@ def test_without_a_saved_replay_a_resumed_run_fills_it_before_it_learns(tmp_path
 # --- what ends a run ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_reached_ends_the_run(tmp_path):
     _, outcome = train(tmp_path / "run", Rewarding, more=["callbacks.stop_on_reward=10.0"])
     assert outcome.steps == 96  # the first evaluation
