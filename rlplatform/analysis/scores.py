@@ -30,8 +30,8 @@ class Row:
         worst: the least of them.
         goal: the mean return from which the environment counts as solved; None where it names none.
         at_goal: runs whose delivered policy reaches it.
-        random: the mean return of random actions, with its 95 % bootstrap interval over episodes; None where no episodes
-            of them are kept.
+        random: the mean return of random actions, with its 95 % bootstrap interval over episodes; None where there are
+            none of them.
     """
 
     env: str
