@@ -62,7 +62,8 @@ def run(jobs: Iterable[Job], processes: int, logs: pathlib.Path, answer: Callabl
             while len(busy) < processes and (job := next(waiting, None)) is not None:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(job, theirs, logs / f"{job.name}.log"), name=job.name)
-                process.start()
+                with _single_threaded_blas():
+                    process.start()
                 theirs.close()
                 busy[ours] = job, process
             if not busy:
@@ -86,6 +87,23 @@ def run(jobs: Iterable[Job], processes: int, logs: pathlib.Path, answer: Callabl
                 yield Done(job, value if kind == "result" else None, None if kind == "result" else value)
     finally:
         _end(busy)
+
+
+@contextlib.contextmanager
+def _single_threaded_blas() -> Iterator[None]:
+    """Processes that are started inside have one thread for numpy's products, unless the environment says otherwise.
+
+    Side by side they have no core for a second one: it would wait for work in a loop, on the core of another process.
+    """
+    missing = [
+        name for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ
+    ]
+    os.environ.update(dict.fromkeys(missing, "1"))
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
 
 
 def _end(busy: dict[Any, tuple[Job, Any]]) -> None:

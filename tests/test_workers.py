@@ -34,6 +34,14 @@ def question(number, ask):
     return [ask(number + step) for step in range(3)]
 
 
+def threads(ask):
+    """How many threads this process has, once numpy is there."""
+    import numpy
+
+    numpy.ones((64, 64)) @ numpy.ones((64, 64))
+    return len(os.listdir("/proc/self/task"))
+
+
 def refuse(ask):
     raise RunError("the disk is full")
 
@@ -88,6 +96,15 @@ def test_every_job_gives_its_result_and_its_prints_go_to_its_log(jobs, tmp_path)
 def test_a_question_is_answered(jobs, tmp_path):
     (done,) = workers.run([Job("asks", jobs.question, (5,))], 1, tmp_path, lambda job, message: (job.name, message))
     assert done.result == [("asks", 5), ("asks", 6), ("asks", 7)]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
+def test_numpy_has_no_threads_of_its_own_beside_other_processes(jobs, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    (done,) = workers.run([Job("counts", jobs.threads, ())], 1, tmp_path, lambda *_: None)
+    assert done.result == 2  # the job's, and the one that waits for the parent's end
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_a_job_that_fails_or_dies_takes_no_other_down(jobs, tmp_path):
