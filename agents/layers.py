@@ -121,8 +121,8 @@ def fresh_noise(network: Any, seed: tf.Tensor) -> Iterator[None]:
             normal = random_normal(sum(sizes), seed)
             return tf.sign(normal) * tf.sqrt(tf.abs(normal))  # f in Fortunato et al. 2018, under eq. 11
 
-        # XLA on a CPU would draw the vectors anew for every element of every kernel that they are multiplied into. What a
-        # branch gives is computed once, as long as XLA cannot know that the branch is always taken.
+        # XLA on a CPU would draw the vectors anew for every element of every kernel that they are multiplied into.
+        # What a branch gives is computed once, as long as XLA cannot know that the branch is always taken.
         scaled = tf.cond(seed[1] > -(2**31), draw, lambda: tf.zeros([sum(sizes)]))
         parts = iter(tf.split(scaled, sizes))
         for layer in noisy:
