@@ -77,6 +77,7 @@ def visited(
     count: int,
     seed: int,
     *,
+    stream: str = "calibration",
     factory: Factory | None = None,
 ) -> States:
     """M states of whole episodes under a policy, M at most `count`.
@@ -86,6 +87,7 @@ def visited(
         environment: where it plays.
         count: how many states; episodes are added until there are so many.
         seed: of the episodes and of the choice among what was seen.
+        stream: of the episodes' seeds.
         factory: as for `training.evaluate`.
     """
     reservoir = Reservoir(count, seed)
@@ -100,7 +102,7 @@ def visited(
     episodes = 8
     done = 0
     while seen < count and done < MOST_EPISODES:
-        seeds = envs.seeds(seed, episodes, "calibration")[done:]
+        seeds = envs.seeds(seed, episodes, stream)[done:]
         evaluate(watched, environment, seeds, factory=factory)
         done, episodes = episodes, 2 * episodes
     return reservoir.states()

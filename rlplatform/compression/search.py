@@ -1,0 +1,257 @@
+"""The smallest student that plays as well as its teacher, or the best one within a budget of bytes."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlplatform import envs
+from rlplatform.agents import make_actor
+from rlplatform.agents.acting import flatten
+from rlplatform.analysis import Comparison, compare, interquartile_mean, mean
+from rlplatform.compression import gates, students
+from rlplatform.compression.calibration import States
+from rlplatform.compression.distillation import Recipe, distil
+from rlplatform.compression.labels import Labels, gather, label, together
+from rlplatform.compression.students import Architecture
+from rlplatform.config import EnvironmentConfig
+from rlplatform.envs.naming import Factory
+from rlplatform.errors import UserError
+from rlplatform.training import Act, evaluate, greedy, random_actions
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str], None]
+
+STATES = 40_000  # that the teacher labels before the first student
+STATES_BYTES = 2**28  # of images, fewer
+ROUND_STATES = 10_000  # and in each round, those that a student has met
+ROUNDS = 4  # of students' rollouts (DAgger), at most, until a student plays as well as its teacher
+EPISODES = 100  # by which a student is chosen
+TRIED_IN_BUDGET = 4  # students of a fixed budget, the largest first
+UNITS = {"b": 1, "kb": 1_000, "kib": 1_024, "mb": 1_000_000, "mib": 2**20}
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What is to become smaller.
+
+    Attributes:
+        model: its canonical network, `[B, O...]` float32 to `[B, A]`.
+        act: its policy.
+        environment: where it plays.
+        factory: makes the environment, where it has no id.
+    """
+
+    model: Any
+    act: Act
+    environment: EnvironmentConfig
+    factory: Factory | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One student that was tried.
+
+    Attributes:
+        architecture: its layers.
+        parameters: its weights.
+        rounds: of its own rollouts that it was trained on.
+        agreement: how often it takes the teacher's action on held-out states of the teacher.
+        own_agreement: and on the states that it meets itself.
+        interquartile_mean: of its returns in the episodes by which students are chosen.
+        comparison: with the teacher's returns there.
+        passed: whether it is not inferior there, by the gates of the verification.
+    """
+
+    architecture: Architecture
+    parameters: int
+    rounds: int
+    agreement: float
+    own_agreement: float
+    interquartile_mean: float
+    comparison: Comparison
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program and a report."""
+        tree = dataclasses.asdict(self)
+        return tree | {"architecture": str(self.architecture)}
+
+
+def parse_budget(text: str | int) -> int | None:
+    """Bytes, from `4kB`, `1.5 KiB`, `900` or a number; None for `auto`.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
+        return text
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?i?[bB]?)\s*", str(text))
+    if str(text).strip().lower() == "auto":
+        return None
+    unit = found.group(2).lower() if found else ""
+    size = round(float(found.group(1)) * UNITS.get(unit if unit.endswith("b") else f"{unit}b", 0)) if found else 0
+    if size < 1:
+        raise UserError(f"a budget is a size like 4kB, 1.5KiB or 900, or `auto`; got {text!r}")
+    return size
+
+
+class Distillery:
+    """Trains and tries students on one growing set of labelled states.
+
+    Args:
+        teacher: who labels.
+        seed: of everything that is drawn.
+        recipe: how a student is trained.
+        episodes: by which students are chosen.
+        log_dir: where TensorBoard finds each student's losses; nothing is written if None.
+        progress: is told, in a few words, what begins.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        seed: int = 0,
+        recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+        episodes: int = EPISODES,
+        log_dir: pathlib.Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._teacher, self._seed, self._recipe, self._log_dir = teacher, seed, recipe, log_dir
+        self._report = progress or (lambda words: None)
+        self._shape = tuple(teacher.model.input_shape[1:])
+        self._num_actions = int(teacher.model.output_shape[-1])
+        self._parameters = int(teacher.model.count_params())
+        self._report("labelling states of the teacher")
+        frame_bytes = int(np.prod(self._shape)) * 4
+        count = max(1_000, min(STATES, STATES_BYTES // frame_bytes))
+        self._round_states = min(ROUND_STATES, count)
+        self._labels = self._gather(teacher.act, count, "distillation")
+        self._held_out = self._gather(teacher.act, max(1_000, count // 10), "held-out")
+        self._seeds = envs.seeds(seed, episodes, "student")
+        self._teacher_returns = self._play(teacher.act)
+        self._margin = gates.margin(self._teacher_returns, self._play(random_actions(self._num_actions, seed)))
+        self._rounds = 0
+        self.candidates: list[Candidate] = []
+        self.models: dict[Architecture, Any] = {}
+
+    @property
+    def teacher_interquartile_mean(self) -> float:
+        """Of the teacher's returns in the episodes by which students are chosen."""
+        return float(interquartile_mean(self._teacher_returns))
+
+    @property
+    def labels(self) -> Labels:
+        """All states that were labelled so far."""
+        return self._labels
+
+    def try_out(self, architecture: Architecture) -> Candidate:
+        """Trains a student, until it plays as well as the teacher or its rounds are over; the best round is kept."""
+        known = next((each for each in self.candidates if each.architecture == architecture), None)
+        if known is not None:
+            return known
+        model = students.build(architecture, self._labels.observations, self._num_actions)
+        size = students.parameters(architecture, self._shape, self._num_actions)
+        best: tuple[Candidate, list[Array]] | None = None
+        for number in range(ROUNDS + 1):
+            self._report(f"distilling {architecture} ({size:,} weights), round {number}")
+            name = f"{architecture}-round{number}".replace(" ", "_")
+            distil(
+                model,
+                self._labels,
+                self._held_out,
+                self._recipe,
+                self._seed + number,
+                teacher_parameters=self._parameters,
+                log_dir=None if self._log_dir is None else self._log_dir / name,
+            )
+            candidate, visited = self._judge(architecture, model, number)
+            if best is None or _rank(candidate) > _rank(best[0]):
+                best = candidate, model.get_weights()
+            if candidate.passed or number == ROUNDS:
+                break
+            self._labels = together(self._labels, visited)
+        assert best is not None
+        candidate, weights = best
+        model.set_weights(weights)
+        self.candidates.append(candidate)
+        self.models[architecture] = model
+        return candidate
+
+    def _judge(self, architecture: Architecture, model: Any, number: int) -> tuple[Candidate, Labels]:
+        """How a student does, and labelled states that it has met in episodes of their own."""
+        act = _act_of(model)
+        returns = self._play(act)
+        comparison = compare(returns, self._teacher_returns, self._margin, seed=self._seed)
+        self._rounds += 1
+        visited = self._gather(act, self._round_states, f"round-{self._rounds}")
+        by_mean = compare(returns, self._teacher_returns, self._margin, mean, seed=self._seed)
+        candidate = Candidate(
+            architecture,
+            students.parameters(architecture, self._shape, self._num_actions),
+            number,
+            self._agreement(model, self._held_out),
+            self._agreement(model, visited),
+            float(interquartile_mean(returns)),
+            comparison,
+            all(gate.passed for gate in gates.returns(str(architecture), comparison, by_mean)),
+        )
+        return candidate, visited
+
+    def _agreement(self, model: Any, labels: Labels) -> float:
+        given = label(model, States(labels.observations, labels.masks))
+        return float((given.actions() == labels.actions()).mean())
+
+    def _gather(self, act: Act, count: int, stream: str) -> Labels:
+        teacher = self._teacher
+        return gather(teacher.model, act, teacher.environment, count, self._seed, stream, factory=teacher.factory)
+
+    def _play(self, act: Act) -> Array:
+        return evaluate(act, self._teacher.environment, self._seeds, factory=self._teacher.factory).returns
+
+
+def smallest(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidate | None:
+    """The smallest student that plays as well as the teacher; None where not even the largest one does.
+
+    The ladder is halved again and again: what is smaller than a student that fails is taken to fail, and what is larger
+    than one that passes, to pass. That is not always so; the two rungs below the smallest that has passed are tried in
+    the end.
+
+    Args:
+        distillery: trains them.
+        ladder: most weights first.
+    """
+    passed, failed = -1, len(ladder)
+    while failed - passed > 1:
+        middle = (passed + failed) // 2
+        if distillery.try_out(ladder[middle]).passed:
+            passed = middle
+        else:
+            failed = middle
+    for below in range(passed + 1, min(passed + 3, len(ladder))):
+        if distillery.try_out(ladder[below]).passed:
+            passed = below
+    return distillery.try_out(ladder[passed]) if passed >= 0 else None
+
+
+def best_of(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidate | None:
+    """The best of the first few students: one that passes, the smallest of those; else the one that loses least."""
+    tried = [distillery.try_out(architecture) for architecture in ladder[:TRIED_IN_BUDGET]]
+    passing = [candidate for candidate in tried if candidate.passed]
+    if passing:
+        return min(passing, key=lambda candidate: candidate.parameters)
+    return max(tried, key=_rank, default=None)
+
+
+def _rank(candidate: Candidate) -> tuple[bool, float, float]:
+    """Better is greater: whether it passes, how little it surely loses, how often it agrees."""
+    return candidate.passed, candidate.comparison.difference.low, candidate.agreement
+
+
+def _act_of(model: Any) -> Act:
+    actor = make_actor(model)
+    actor.load(flatten(model.get_weights()))
+    return greedy(actor)

@@ -1,0 +1,70 @@
+"""The search for the smallest student: which are tried, which is taken."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlplatform.analysis import Comparison, Interval
+from rlplatform.compression import students
+from rlplatform.compression.search import Candidate, best_of, parse_budget, smallest
+from rlplatform.errors import UserError
+
+LADDER = students.ladder(students.parse("64-64"), (4,), 2)
+
+
+class Pretended:
+    """A distillery whose students pass or fail as they are told, and which counts."""
+
+    def __init__(self, passes):
+        self.passes, self.tried = passes, []
+
+    def try_out(self, architecture):
+        if architecture not in self.tried:
+            self.tried.append(architecture)
+        size = students.parameters(architecture, (4,), 2)
+        passed = self.passes(architecture)
+        lost = Comparison(Interval(0.0, -0.1 if passed else -50.0 + size / 1e4, 0.1), 1.0)
+        return Candidate(architecture, size, 0, 0.9, 0.9, 0.0, lost, passed)
+
+
+@given(last=st.integers(-1, len(LADDER) - 1))
+def test_the_smallest_student_that_passes_is_found_with_few_trials(last):
+    distillery = Pretended(lambda architecture: LADDER.index(architecture) <= last)
+    found = smallest(distillery, LADDER)
+    assert (found and found.architecture) == (LADDER[last] if last >= 0 else None)
+    assert len(distillery.tried) <= np.ceil(np.log2(len(LADDER) + 1)) + 2
+
+
+def test_a_student_that_passes_below_one_that_fails_is_found_if_it_is_near():
+    distillery = Pretended(lambda architecture: LADDER.index(architecture) in (0, 1, 2, 3, 5))
+    assert smallest(distillery, LADDER).architecture == LADDER[5]
+
+
+def test_within_a_budget_the_smallest_of_those_that_pass_is_taken_and_else_the_one_that_loses_least():
+    assert best_of(Pretended(lambda architecture: True), LADDER[3:]).architecture == LADDER[6]
+    assert best_of(Pretended(lambda architecture: architecture == LADDER[4]), LADDER[3:]).architecture == LADDER[4]
+    assert best_of(Pretended(lambda architecture: False), LADDER[3:]).architecture == LADDER[3]
+    assert best_of(Pretended(lambda architecture: True), []) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4kB", 4_000),
+        ("1.5 KiB", 1_536),
+        ("900", 900),
+        ("900 b", 900),
+        (2_048, 2_048),
+        ("2M", 2_000_000),
+        ("auto", None),
+    ],
+)
+def test_a_budget_is_a_size_or_auto(text, size):
+    assert parse_budget(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "kB", "-3kB", "0", "4 apples", "4iB", 0, True])
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(UserError, match="a budget is a size like 4kB"):
+        parse_budget(text)

@@ -1,0 +1,91 @@
+"""Students: how they are named, counted, built and lined up."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from rlplatform.compression import canonical
+from rlplatform.compression.students import Architecture, Convolution, build, ladder, of_teacher, parameters, parse
+from rlplatform.errors import UserError
+
+NUMBER = st.integers(1, 300)
+ARCHITECTURES = st.builds(
+    Architecture,
+    st.lists(st.builds(Convolution, NUMBER, NUMBER, NUMBER), max_size=3).map(tuple),
+    st.lists(NUMBER, max_size=3).map(tuple),
+)
+
+
+@given(architecture=ARCHITECTURES)
+def test_a_name_says_all(architecture):
+    assert parse(str(architecture)) == architecture
+
+
+def test_names_are_short():
+    assert str(Architecture((), (32, 16))) == "32-16"
+    assert str(Architecture()) == "linear"
+    assert str(Architecture((Convolution(16, 8, 4), Convolution(8, 4, 2)), (32,))) == "16x8s4-8x4s2 32"
+
+
+@pytest.mark.parametrize("text", ["", "0", "32-x", "8x0s1", "wide", "32--x"])
+def test_what_is_no_architecture_is_refused(text):
+    with pytest.raises(UserError, match="an architecture is written like 32-32"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [("linear", (4,)), ("16", (4,)), ("8-6", (3,)), ("4x3s1 16", (10, 10, 4)), ("4x5s2-3x3s1", (12, 12, 2))],
+)
+def test_weights_are_counted_without_building(text, shape):
+    sample = np.random.default_rng(0).normal(size=(50, *shape)).astype(np.float32)
+    model = build(parse(text), sample, 3)
+    assert parameters(parse(text), shape, 3) == sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert model.output_shape == (None, 3)
+
+
+def test_a_convolution_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="8x8s4 does not fit observations of shape"):
+        parameters(parse("8x8s4"), (6, 6, 1), 2)
+
+
+@pytest.mark.parametrize(("text", "shape"), [("12-8", (5,)), ("4x3s1 8", (8, 8, 2))])
+def test_what_is_done_to_the_observation_folds_into_the_first_layer(text, shape):
+    rng = np.random.default_rng(0)
+    sample = (rng.normal(size=(200, *shape)) * 30 + 7).astype(np.float32)
+    model = build(parse(text), sample, 4)
+    folded = canonical(model).model
+    assert [type(layer) for layer in folded.layers[1:]].count(keras.layers.Rescaling) == 0
+    assert folded.count_params() == parameters(parse(text), shape, 4)
+    assert_array_equal(folded(sample).numpy().argmax(axis=1), model(sample).numpy().argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "shape", "last"),
+    [
+        ("256-256", (4,), "linear"),
+        ("64", (6,), "linear"),
+        ("32x8s4-64x4s2-64x3s1 512", (84, 84, 4), None),
+        ("16x3s1 128", (10, 10, 4), None),
+    ],
+)
+def test_a_ladder_leads_from_the_teacher_down(teacher, shape, last):
+    rungs = ladder(parse(teacher), shape, 3)
+    sizes = [parameters(rung, shape, 3) for rung in rungs]
+    assert rungs[0] == parse(teacher)
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert sizes[-1] < sizes[0] / 20
+    assert all(after > before / 4 for before, after in itertools.pairwise(sizes[:-1])), "no rung is far away"
+    if last is not None:
+        assert str(rungs[-1]) == last
+
+
+def test_a_teachers_shape_is_read_from_its_canonical_network():
+    sample = np.random.default_rng(0).normal(size=(50, 10, 10, 4)).astype(np.float32)
+    for text in ("16x3s1 128", "8x3s2-4x3s1"):
+        assert of_teacher(canonical(build(parse(text), sample, 3)).model) == parse(text)
