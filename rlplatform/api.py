@@ -16,7 +16,7 @@ from rlplatform.compression.verification import act_of
 from rlplatform.config import Config, EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
-from rlplatform.export import Verification, export
+from rlplatform.export import Verification, compress, export
 from rlplatform.files import exclusive
 from rlplatform.presets import resolve
 from rlplatform.runtime import MANIFEST, Policy, read_manifest
@@ -173,16 +173,6 @@ def evaluate(
     played = training.evaluate(act, environment, seeds, factory=factory)
     filmed = None if video is None else str(_film(act, environment, seeds[0], pathlib.Path(video), factory))
     return Evaluated(played, bootstrap(played.returns, mean, seed=seed), filmed)
-
-
-def compress(run: Run | str | pathlib.Path, out: str | pathlib.Path, **options: Any) -> Verification:
-    """The small, verified bundle of a run's policy: lossless folds, then int8. Takes the options of `export`.
-
-    Raises:
-        UserError: there is no such run, or `out` holds something else.
-        RunError: a gate fails; nothing is written.
-    """
-    return export(run, out, **options)
 
 
 def verify(bundle: str | pathlib.Path, episodes: int = 100, seed: int = 0) -> Verification:

@@ -149,9 +149,19 @@ def _parser() -> Parser:
             "--force", action="store_true", help="write the bundle even where a gate fails, and say so in it"
         )
         export.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+        if name == "compress":
+            export.add_argument(
+                "--budget", metavar="SIZE", help="bytes of the smaller file, like 4kB, or auto for as few as still play"
+            )
+            export.add_argument(
+                "--log-dir", metavar="DIR", help="where TensorBoard finds the losses of smaller networks"
+            )
         if name == "export":
             export.add_argument(
-                "--formats", default="tflite,saved_model", metavar="LIST", help="tflite and saved_model (default both)"
+                "--formats",
+                default="tflite,saved_model",
+                metavar="LIST",
+                help="of tflite, saved_model, c (default tflite,saved_model)",
             )
 
     verify = _command(
@@ -344,7 +354,7 @@ def _export(args: Any) -> Result:
         "progress": lambda sentence: print(sentence, file=sys.stderr),
     }
     if args.command == "compress":
-        exported = _api().compress(args.target, args.out, **options)
+        exported = _api().compress(args.target, args.out, budget=args.budget, log_dir=args.log_dir, **options)
     else:
         exported = _api().export(args.target, args.out, formats=tuple(args.formats.split(",")), **options)
     return 0, exported.to_json(), f"{exported.table()}\nbundle: {exported.path}"

@@ -13,7 +13,8 @@ from rlplatform.runtime import MANIFEST, BundleError, read_file, read_manifest
 
 Array = np.ndarray[Any, Any]
 
-NETWORK = "saved_model"
+NETWORK = "saved_model"  # the network that was trained
+STUDENT = "student"  # and the smaller one that was distilled from it, where the files come from that
 GOLDEN = "golden.npz"
 BATCH = 512
 
@@ -82,12 +83,22 @@ def network_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Network:
     Raises:
         UserError: the bundle was exported without it.
     """
-    if f"{NETWORK}/saved_model.pb" not in manifest["files"]:
+    if not has_model(manifest, NETWORK):
         raise UserError(
             f"{folder} has no {NETWORK}/, so there is no network to compare its files with; export it with the format "
             "saved_model too"
         )
     return Network(folder / NETWORK)
+
+
+def source_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Network:
+    """The network that a bundle's files were converted from: the student where there is one, else the network."""
+    return Network(folder / STUDENT) if has_model(manifest, STUDENT) else network_of(folder, manifest)
+
+
+def has_model(manifest: dict[str, Any], name: str) -> bool:
+    """Whether a bundle holds the SavedModel `name`."""
+    return f"{name}/saved_model.pb" in manifest["files"]
 
 
 def golden_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Golden:

@@ -183,7 +183,7 @@ class Distillery:
 
     def _judge(self, architecture: Architecture, model: Any, number: int) -> tuple[Candidate, Labels]:
         """How a student does, and labelled states that it has met in episodes of their own."""
-        act = _act_of(model)
+        act = act_of_network(model)
         returns = self._play(act)
         comparison = compare(returns, self._teacher_returns, self._margin, seed=self._seed)
         self._rounds += 1
@@ -251,7 +251,8 @@ def _rank(candidate: Candidate) -> tuple[bool, float, float]:
     return candidate.passed, candidate.comparison.difference.low, candidate.agreement
 
 
-def _act_of(model: Any) -> Act:
+def act_of_network(model: Any) -> Act:
+    """The greedy policy of a Keras model, `[B, O...]` to `[B, A]`, with the weights that it has now."""
     actor = make_actor(model)
     actor.load(flatten(model.get_weights()))
     return greedy(actor)

@@ -17,12 +17,15 @@ from rlplatform.compression.calibration import Reservoir
 from rlplatform.compression.gates import Gate
 from rlplatform.compression.reference import (
     NETWORK,
+    STUDENT,
     Golden,
     Network,
     environment_of,
     golden_of,
+    has_model,
     network_of,
     open_bundle,
+    source_of,
 )
 from rlplatform.compression.table import table
 from rlplatform.config import EnvironmentConfig
@@ -159,11 +162,14 @@ def verify(
         raise UserError(f"a verification needs at least 1 episode; got {episodes}")
     folder = pathlib.Path(path)
     manifest = open_bundle(folder)
-    network, golden = network_of(folder, manifest), golden_of(folder, manifest)
+    network, source, golden = network_of(folder, manifest), source_of(folder, manifest), golden_of(folder, manifest)
+    distilled = has_model(manifest, STUDENT)
     arena = _Arena(environment_of(manifest), envs.seeds(seed, episodes, "verification"), factory, progress)
-    network_q = network.q_values(golden.observations)
+    source_q = source.q_values(golden.observations)
     found = [Gate("hashes", MANIFEST, True, f"{len(manifest['files'])} files are as they were written")]
-    found.append(gates.algebra(network_q, golden.q, golden.actions, manifest["network"]["centred"], golden.masks))
+    found.append(gates.algebra(source_q, golden.q, golden.actions, manifest["network"]["centred"], golden.masks))
+    network_q = network.q_values(golden.observations) if distilled else source_q
+    network_step = agreement.step_of(network_q, 0.0, golden.masks)
 
     random_returns = arena.play("random actions", random_actions(manifest["action"]["count"], seed)).returns
     network_returns = arena.play("network", _greedy(network)).returns
@@ -181,11 +187,12 @@ def verify(
         states, masks = reservoir.states()
         file_q = _q_values(policy, golden.observations)
         step, limits = agreement.step_of(golden.q, contents.q_step, golden.masks), contents.q_range
-        on_golden = agreement.measure(network_q, file_q, step, limits, golden.masks)
-        on_visited = agreement.measure(network.q_values(states), _q_values(policy, states), step, limits, masks)
+        visited_q = _q_values(policy, states)
+        on_golden = agreement.measure(source_q, file_q, step, limits, golden.masks)
+        on_visited = agreement.measure(source.q_values(states), visited_q, step, limits, masks)
         if variant == "float":
             actions = policy.act_batch(golden.observations, golden.masks) - policy.action_start
-            found.append(gates.converter(name, network_q, golden.q, file_q, actions, golden.masks))
+            found.append(gates.converter(name, source_q, golden.q, file_q, actions, golden.masks))
         else:
             found += gates.quantised(name, "golden", on_golden)
             found += gates.quantised(name, "visited", on_visited)
@@ -194,6 +201,9 @@ def verify(
             compare(played.returns, network_returns, margin, seed=seed),
             compare(played.returns, network_returns, margin, mean, seed=seed),
         )
+        if distilled:  # What a person wants to know is how often the file acts as the network that was trained.
+            on_golden = agreement.measure(network_q, file_q, network_step, masks=golden.masks)
+            on_visited = agreement.measure(network.q_values(states), visited_q, network_step, masks=masks)
         speed = _microseconds(policy.act, golden)
         sizes = len(content), len(gzip.compress(content, 9, mtime=0))
         rows.append(Row(name, variant, *_intervals(played.returns, seed), *sizes, speed, on_golden, on_visited))

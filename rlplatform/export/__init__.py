@@ -6,6 +6,7 @@ arguments to the command line.
 
 from rlplatform.compression import Verification, verify
 from rlplatform.export.bundle import read
+from rlplatform.export.compressing import compress
 from rlplatform.export.exporting import FORMATS, export
 
-__all__ = ["FORMATS", "Verification", "export", "read", "verify"]
+__all__ = ["FORMATS", "Verification", "compress", "export", "read", "verify"]

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,16 +12,29 @@ import rlplatform
 from rlplatform import compression
 from rlplatform import config as configuration
 from rlplatform.agents.acting import masked
-from rlplatform.compression import GOLDEN, NETWORK, Canonical, Files, Golden, Progress, Target, Verification, gaps
+from rlplatform.compression import (
+    GOLDEN,
+    NETWORK,
+    STUDENT,
+    Canonical,
+    Files,
+    Golden,
+    Progress,
+    Target,
+    Verification,
+    act_of_network,
+    gaps,
+)
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError, nearest
-from rlplatform.export import bundle
+from rlplatform.export import bundle, c_source
 from rlplatform.training import Run
 
 Array = np.ndarray[Any, Any]
 Which = Literal["best", "last"]
 
-FORMATS = ("tflite", "saved_model")
+FORMATS = ("tflite", "saved_model", "c")
+BY_DEFAULT = ("tflite", "saved_model")
 FLOAT_FILE, INT8_FILE = "policy.tflite", "policy_int8.tflite"
 POOL = 4_000  # Observations that calibration and golden states are taken from.
 POOL_BYTES = 2**26  # Of images, fewer.
@@ -30,11 +43,30 @@ CALIBRATION_STATES = 1_000
 SLOWER = 1.5  # An int8 file that takes so many times as long as the float32 file is not what `auto` opens.
 
 
+class Refused(RunError):
+    """A policy was not exported: a gate has failed, or it does not fit into its budget."""
+
+
+class Student(NamedTuple):
+    """A network that was distilled from a run's own, and is exported in its place.
+
+    Attributes:
+        model: `[B, O...]` float32 to `[B, A]`.
+        report: how it was found, for `policy.json`.
+        limit: bytes that its smallest file may have; None for any.
+    """
+
+    model: Any
+    report: dict[str, Any]
+    limit: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Subject:
-    """What is exported: a network, where it plays, and observations that it meets."""
+    """What is exported: a network, the one that its files are made of, and observations that are met."""
 
     network: Any
+    source: Any
     canonical: Canonical
     files: Files
     golden: Golden
@@ -44,7 +76,7 @@ def export(
     run: Run | str | pathlib.Path,
     out: str | pathlib.Path,
     target: Target = "cpu",
-    formats: Iterable[str] = FORMATS,
+    formats: Iterable[str] = BY_DEFAULT,
     episodes: int = 100,
     seed: int = 0,
     force: bool = False,
@@ -53,6 +85,7 @@ def export(
     which: Which = "best",
     factory: Factory | None = None,
     progress: Progress | None = None,
+    student: Student | None = None,
 ) -> Verification:
     """Exports a run's policy as a bundle that is verified, or not at all.
 
@@ -60,7 +93,8 @@ def export(
         run: the run, or its folder.
         out: the folder that becomes the bundle.
         target: what the int8 file is for: `cpu` (float in and out) or `mcu` (int8 in and out).
-        formats: `tflite` is always written; `saved_model` adds the network as it was trained, which `verify` needs.
+        formats: `tflite` is always written; `saved_model` adds the network as it was trained, which `verify` needs;
+            `c` adds `policy.h` and `policy.c`.
         episodes: of every policy in the verification.
         seed: of the verification's episodes and of the states that are sampled.
         force: keep the bundle though a gate fails; `policy.json` says so.
@@ -68,39 +102,47 @@ def export(
         which: the policy that evaluated best, or the newest one.
         factory: a callable that makes the environment, for a run that was given one.
         progress: is told, in a few words, what begins.
+        student: what the files are made of in place of the run's network, with which it is still compared.
 
     Returns:
         The verification, whose `path` is `out`.
 
     Raises:
         UserError: an argument is wrong, or `out` holds something that may not be replaced.
-        RunError: a gate fails, the converter fails, or the disk is full; `out` is as it was.
+        Refused: a gate fails, or the student does not fit into its budget; `out` is as it was.
+        RunError: the converter fails, or the disk is full; `out` is as it was.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = pathlib.Path(out)
     chosen = _formats(formats)
     if target not in compression.TARGETS:
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
-    if run.config.is_recurrent:
-        raise UserError(
-            f"{run.path} has a recurrent network ({run.config.network.recurrent}), which cannot be exported; train "
-            "with network.recurrent = 'none', and environment.frame_stack for what must be remembered"
-        )
+    refuse_recurrent(run)
     bundle.check(out, overwrite)
-    subject = _prepare(run, which, target, seed, factory, progress)
+    subject = _prepare(run, which, target, seed, factory, progress, student)
     manifest, details = _describe(run, which, subject)
+    in_c = _in_c(run, subject) if "c" in chosen else {}
+    if student is not None:
+        manifest["compression"] = student.report
+        least = min(len(subject.files.float_file), len(subject.files.int8_file))
+        if student.limit is not None and least > student.limit:
+            raise Refused(f"the smallest file takes {least:,} bytes, more than the budget of {student.limit:,}")
     with bundle.draft(out, overwrite) as folder:
         with bundle.writing(out):
             (folder / FLOAT_FILE).write_bytes(subject.files.float_file)
             (folder / INT8_FILE).write_bytes(subject.files.int8_file)
+            for name, text in in_c.items():
+                (folder / name).write_text(text)
             golden = {name: array for name, array in subject.golden._asdict().items() if array is not None}
             np.savez_compressed(folder / GOLDEN, **golden)
             mask = subject.golden.masks is not None
             compression.save(subject.network, run.spec.observation_dtype, folder / NETWORK, mask=mask, batch=None)
+            if student is not None:
+                compression.save(student.model, run.spec.observation_dtype, folder / STUDENT, mask=mask, batch=None)
             bundle.seal(folder, manifest, details)
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
-            raise RunError(f"{verification.failures[0]}; {out} was not written")
+            raise Refused(f"{verification.failures[0]}; {out} was not written")
         manifest["default"] = _default(verification)
         verification = dataclasses.replace(verification, path=out)
         manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
@@ -108,8 +150,18 @@ def export(
         with bundle.writing(out):
             if "saved_model" not in chosen:
                 shutil.rmtree(folder / NETWORK)
+                shutil.rmtree(folder / STUDENT, ignore_errors=True)
             bundle.seal(folder, manifest, details)
     return verification
+
+
+def refuse_recurrent(run: Run) -> None:
+    """Raises a `UserError` for a run whose network remembers."""
+    if run.config.is_recurrent:
+        raise UserError(
+            f"{run.path} has a recurrent network ({run.config.network.recurrent}), which cannot be exported; train "
+            "with network.recurrent = 'none', and environment.frame_stack for what must be remembered"
+        )
 
 
 def _formats(formats: Iterable[str]) -> set[str]:
@@ -119,24 +171,47 @@ def _formats(formats: Iterable[str]) -> set[str]:
     return chosen
 
 
+def _in_c(run: Run, subject: _Subject) -> dict[str, str]:
+    """`policy.h` and `policy.c`: of the float32 file, and of the int8 file where all of it is whole numbers."""
+    files = subject.files
+    contents = compression.inspection.read(files.int8_file)
+    whole = contents.static and not contents.float_islands
+    weights = subject.canonical.model.count_params()
+    header, source = c_source.write(
+        c_source.read_layers(files.float_file),
+        c_source.read_layers(files.int8_file) if whole else None,
+        f"{run.config.environment.id}: the policy of {run.path.resolve().name}, {weights:,} weights",
+        None if files.scaling is None else files.scaling._asdict(),
+    )
+    return {"policy.h": header, "policy.c": source}
+
+
 def _prepare(
-    run: Run, which: Which, target: Target, seed: int, factory: Factory | None, progress: Progress | None
+    run: Run,
+    which: Which,
+    target: Target,
+    seed: int,
+    factory: Factory | None,
+    progress: Progress | None,
+    student: Student | None,
 ) -> _Subject:
     """Collects observations, folds the network and converts it."""
     report = progress or (lambda words: None)
     report("collecting observations")
     network = run.network(which)
+    source = network if student is None else student.model
+    act = run.act(which) if student is None else act_of_network(source)
     frame_bytes = int(np.prod(run.observation_shape)) * np.dtype(run.spec.observation_dtype).itemsize
     count = max(GOLDEN_STATES, min(POOL, POOL_BYTES // frame_bytes))
-    pool, masks = compression.visited(run.act(which), run.config.environment, count, seed, factory=factory)
+    pool, masks = compression.visited(act, run.config.environment, count, seed, factory=factory)
     if masks is None:  # What lies in the replay has no masks beside it.
         pool = compression.mixture(pool, run.observations(count, seed), count, seed)
-    canonical = compression.canonical(network)
-    golden = _golden(network, canonical, pool, masks)
+    canonical = compression.canonical(source)
+    golden = _golden(source, canonical, pool, masks)
     report(f"converting for {target}")
     calibration_masks = None if masks is None else masks[:CALIBRATION_STATES]
     files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks)
-    return _Subject(network, canonical, files, golden)
+    return _Subject(network, source, canonical, files, golden)
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:

@@ -1,48 +1,26 @@
 """A policy known by heart goes all the way to a verified bundle, and broken ones do not."""
 
+import ctypes
 import dataclasses
 import json
 import shutil
+import subprocess
 
 import flatbuffers
 import gymnasium as gym
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from known import cartpole_run
 
 from rlplatform import api, compression, envs
-from rlplatform.agents import networks
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.export import bundle, export, exporting, read, verify
 from rlplatform.runtime import Policy
 from rlplatform.training import Best, Run
 
-RULE = np.array([1.0, 3.0, 9.0, 7.0])  # Push to where RULE @ observation points: 500.0 on every CartPole episode.
 EPISODES = 4
-
-
-def cartpole_run(path, env_id="CartPole-v1", frame_stack=1, action_start=0, offset=50.0):
-    """A run whose best policy is RULE, as a network of two layers of 64 units and values around `offset`."""
-    config = Config().replace(
-        environment={"id": env_id, "frame_stack": frame_stack}, network={"hidden_units": [64, 64]}, seed=7
-    )
-    run = Run(path, config, envs.Spec((4,), "float32", 2, action_start))
-    path.mkdir()
-    run.create("0")
-    rng = np.random.default_rng(0)
-    right = np.arange(64) % 2 == 1  # Every other unit speaks for action 1.
-    sign = np.where(right, 1.0, -1.0)
-    first = RULE[:, None] * sign * rng.uniform(0.5, 1.5, 64)
-    second = np.where(right[:, None] == right, rng.uniform(0.5, 1.5, (64, 64)), 0.0) / 32
-    last = np.stack([~right, right], axis=1) * rng.uniform(0.5, 1.5, (64, 1)) / 32
-    first = np.concatenate([np.zeros((4 * (frame_stack - 1), 64)), first])
-    weights = [first, np.zeros(64), second, np.zeros(64), last, np.full(2, offset)]
-    network = networks.build(config, run.observation_shape, "float32", 2)
-    assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
-    replayed = rng.uniform(-1, 1, (300, 4 * frame_stack)) * np.tile([2.4, 3.0, 0.2, 3.0], frame_stack)
-    run.save_best(Best(12_345, 500.0, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +298,7 @@ def test_without_the_format_saved_model_the_bundle_has_no_network(exported, monk
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"formats": ["onxn"]}, "unknown format 'onxn'; choices: tflite, saved_model"),
+        ({"formats": ["onxn"]}, "unknown format 'onxn'; choices: tflite, saved_model, c"),
         ({"formats": ["savedmodel"]}, "unknown format 'savedmodel'; did you mean 'saved_model'?"),
         ({"target": "mcux"}, "unknown target 'mcux'; did you mean 'mcu'?"),
     ],
@@ -361,13 +339,32 @@ class Shifted(gym.ActionWrapper):
 """
 
 
+def assert_c_takes_the_golden_actions(folder):
+    """Both halves of `policy.c`, where the gap of the values is clear."""
+    command = ["gcc", "-std=c99", "-O2", "-shared", "-fPIC", "-o", "policy.so", "policy.c"]
+    subprocess.run(command, cwd=folder, check=True)
+    library = ctypes.CDLL(str(folder / "policy.so"))
+    golden = np.load(folder / "golden.npz")
+    quantised = np.zeros(golden["observations"].shape[1], np.int8)
+    whole = quantised.ctypes.data_as(ctypes.c_void_p)
+    clear = np.abs(np.diff(golden["q"], axis=1))[:, 0] > 0.05 * np.abs(golden["q"]).max()
+    assert clear.sum() > 100
+    for observation, action in zip(golden["observations"][clear], golden["actions"][clear], strict=True):
+        given = np.ascontiguousarray(observation, np.float32).ctypes.data_as(ctypes.c_void_p)
+        assert library.policy_act(given, None, None) == action
+        library.policy_quantise(given, whole)
+        assert library.policy_act_int8(whole, None, None) == action
+
+
 @pytest.mark.slow
 def test_a_microcontrollers_bundle_of_stacked_frames_and_shifted_actions_plays_as_well(tmp_path):
     (tmp_path / "shifted.py").write_text(SHIFTED)
     env_id = f"{tmp_path}/shifted.py:Shifted"
     run = cartpole_run(tmp_path / "run", env_id, frame_stack=2, action_start=3)
-    verification = export(run, tmp_path / "bundle", target="mcu", episodes=EPISODES)
+    formats = ["tflite", "saved_model", "c"]
+    verification = export(run, tmp_path / "bundle", target="mcu", formats=formats, episodes=EPISODES)
     assert verification.passed
+    assert_c_takes_the_golden_actions(tmp_path / "bundle")
     assert api.evaluate(tmp_path / "bundle", episodes=2).evaluation.returns.tolist() == [500.0, 500.0]
     manifest = read(tmp_path / "bundle")
     observation = {

@@ -1,0 +1,400 @@
+"""A .tflite file as C99: two files without libraries, without malloc, with the arithmetic of LiteRT's own kernels.
+
+What is read is the exported file itself, so that C and LiteRT compute from the same numbers. A float32 file becomes
+float arithmetic. A static int8 file becomes whole-number arithmetic: 32-bit sums, then a multiplier of 31 bits and a
+shift (Jacob et al. 2018, section 2.2), rounded as LiteRT's reference kernels round.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from rlplatform.errors import UserError
+
+Array = np.ndarray[Any, Any]
+
+LINE = 100  # characters of a row of numbers
+_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+_RELU = schema.ActivationFunctionType.RELU
+_NONE = schema.ActivationFunctionType.NONE
+_DTYPES = {
+    schema.TensorType.FLOAT32: np.float32,
+    schema.TensorType.INT8: np.int8,
+    schema.TensorType.UINT8: np.uint8,
+    schema.TensorType.INT32: np.int32,
+}
+_BETWEEN = frozenset({"RESHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A Dense or a Conv2D layer of a file.
+
+    Attributes:
+        kind: `dense` or `conv`.
+        weights: `[U, I]` for a Dense, `[U, h, w, C]` for a Conv2D; float32 or int8.
+        bias: `[U]` float32 or int32.
+        relu: whether negative outputs become zero.
+        inputs: `(H, W, C)` of a Conv2D, `(1, 1, I)` of a Dense.
+        outputs: `(H, W, U)`, `(1, 1, U)`.
+        stride: of a Conv2D, rows and columns.
+        pad: of a Conv2D, rows above and columns to the left that are not there.
+        scales: of the weights, one for each output, float64; empty in float.
+        given: scale and zero point of what comes in; `(1, 0)` in float.
+        made: scale and zero point of what goes out.
+    """
+
+    kind: str
+    weights: Array
+    bias: Array
+    relu: bool
+    inputs: tuple[int, int, int]
+    outputs: tuple[int, int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    scales: Array
+    given: tuple[float, int]
+    made: tuple[float, int]
+
+
+def read_layers(content: bytes) -> list[Layer]:
+    """The layers of a file from `compression.convert`, from the observation to `q`.
+
+    Raises:
+        UserError: it computes something else than Dense and Conv2D layers with ReLU, or it mixes float with int8.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    graph = model.subgraphs[0]
+    makers = {int(operator.outputs[0]): operator for operator in graph.operators}
+    outputs = {output.name.decode(): int(output.tensorIndex) for output in model.signatureDefs[0].outputs}
+    layers: list[Layer] = []
+    tensor = outputs["q"]
+    while (operator := makers.get(tensor)) is not None:
+        code = model.operatorCodes[operator.opcodeIndex]
+        name = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        if name in ("FULLY_CONNECTED", "CONV_2D"):
+            layers.insert(0, _layer(model, graph, operator, name))
+        elif name not in _BETWEEN:
+            raise UserError(f"C is written for Dense and Conv2D layers with ReLU; this network has {name} too")
+        tensor = int(operator.inputs[0])
+    if not layers:
+        raise UserError("C is written for Dense and Conv2D layers; this network has none")
+    if len({layer.weights.dtype for layer in layers}) > 1 or any(
+        (layer.weights.dtype == np.int8) != bool(len(layer.scales)) for layer in layers
+    ):
+        raise UserError("C is written for float32 or static int8; this file mixes them")
+    return layers
+
+
+def _layer(model: Any, graph: Any, operator: Any, name: str) -> Layer:
+    options = operator.builtinOptions
+    if options.fusedActivationFunction not in (_RELU, _NONE):
+        raise UserError("C is written for Dense and Conv2D layers with ReLU; this network has another activation")
+    given, kernel = (graph.tensors[operator.inputs[index]] for index in (0, 1))
+    made = graph.tensors[operator.outputs[0]]
+    weights = _data(model, kernel)
+    bias = np.zeros(weights.shape[0], np.int32 if weights.dtype == np.int8 else np.float32)
+    if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
+        bias = _data(model, graph.tensors[operator.inputs[2]]).ravel()
+    integer = given.type == schema.TensorType.INT8
+    scales = np.zeros(0)
+    if integer:
+        scales = np.broadcast_to(
+            np.asarray(kernel.quantization.scale, np.float32).astype(np.float64), weights.shape[:1]
+        )
+    inputs, outputs = (1, 1, int(weights.shape[-1])), (1, 1, int(weights.shape[0]))
+    stride, pad = (1, 1), (0, 0)
+    if name == "CONV_2D":
+        inputs, outputs = (tuple(map(int, tensor.shape[1:])) for tensor in (given, made))  # type: ignore[assignment]
+        stride = (int(options.strideH), int(options.strideW))
+        if options.padding == schema.Padding.SAME:
+            whole = [
+                max(0, (outputs[axis] - 1) * stride[axis] + weights.shape[1 + axis] - inputs[axis]) for axis in (0, 1)
+            ]
+            pad = (whole[0] // 2, whole[1] // 2)
+    return Layer(
+        "conv" if name == "CONV_2D" else "dense",
+        weights,
+        bias,
+        options.fusedActivationFunction == _RELU,
+        inputs,
+        outputs,
+        stride,
+        pad,
+        scales,
+        _quantisation(given) if integer else (1.0, 0),
+        _quantisation(made) if integer else (1.0, 0),
+    )
+
+
+def _data(model: Any, tensor: Any) -> Array:
+    raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
+    return raw.view(_DTYPES[tensor.type]).reshape(tensor.shape)
+
+
+def _quantisation(tensor: Any) -> tuple[float, int]:
+    return float(np.float32(tensor.quantization.scale[0])), int(tensor.quantization.zeroPoint[0])
+
+
+def multiplier_of(scale: float) -> tuple[int, int]:
+    """A positive factor as `multiplier * 2 ** (shift - 31)`, the multiplier of 31 bits."""
+    if scale == 0.0:
+        return 0, 0
+    fraction, shift = math.frexp(scale)
+    multiplier = round(fraction * 2**31)
+    if multiplier == 2**31:
+        multiplier, shift = multiplier // 2, shift + 1
+    return (0, 0) if shift < -31 else (multiplier, shift)
+
+
+def write(
+    float_layers: list[Layer], int8_layers: list[Layer] | None, about: str, scaling: Mapping[str, Any] | None = None
+) -> tuple[str, str]:
+    """`policy.h` and `policy.c`.
+
+    Args:
+        float_layers: of the float32 file.
+        int8_layers: of the static int8 file; None leaves the int8 part out.
+        about: one line on what policy this is.
+        scaling: `offset` and `multiplier`, each `[O...]`, which bring an observation to what the int8 file takes.
+    """
+    first, last = float_layers[0], float_layers[-1]
+    sizes = {"POLICY_OBSERVATION_SIZE": math.prod(first.inputs), "POLICY_NUM_ACTIONS": last.outputs[2]}
+    header = [
+        f"/* {about}",
+        " * Written by rlplatform; C99, without libraries. Functions are not re-entrant: their buffers are static. */",
+        "#ifndef POLICY_H",
+        "#define POLICY_H",
+        "",
+        "#include <stdint.h>",
+        "",
+        *(f"#define {name} {value}" for name, value in sizes.items()),
+        "",
+        "/* The greedy action, counted from 0. `observation` has its axes in the environment's order, channels last.",
+        " * `allowed` has a byte for each action, 0 where it is forbidden; NULL allows all. `q` gets the values of all",
+        " * actions, if it is not NULL. */",
+        "int policy_act(const float *observation, const uint8_t *allowed, float *q);",
+    ]
+    source = [
+        f"/* {about} */",
+        '#include "policy.h"',
+        "",
+        "#include <stddef.h>",
+        "",
+        *_choice("float"),
+        *_arrays(float_layers, "f"),
+        *_buffers(float_layers, "float"),
+        *_float_kernels(float_layers),
+        "int policy_act(const float *observation, const uint8_t *allowed, float *q) {",
+        *_calls(float_layers, "float", "f"),
+        "}",
+    ]
+    if int8_layers is not None:
+        (in_scale, in_zero), (out_scale, out_zero) = int8_layers[0].given, int8_layers[-1].made
+        header += [
+            "",
+            "/* The same in whole numbers. A value x of the observation enters as round(x / scale) + zero point, after",
+            " * `policy_quantise` has scaled it; a value of an action is (q - zero point) * scale. */",
+            f"#define POLICY_INPUT_SCALE {_float(in_scale)}",
+            f"#define POLICY_INPUT_ZERO_POINT ({in_zero})",
+            f"#define POLICY_OUTPUT_SCALE {_float(out_scale)}",
+            f"#define POLICY_OUTPUT_ZERO_POINT ({out_zero})",
+            "void policy_quantise(const float *observation, int8_t *quantised);",
+            "int policy_act_int8(const int8_t *observation, const uint8_t *allowed, int8_t *q);",
+        ]
+        source += [
+            "",
+            *_choice("int8_t"),
+            *_arrays(int8_layers, "i"),
+            *_buffers(int8_layers, "int8_t"),
+            *_INTEGER_ARITHMETIC,
+            *_int8_kernels(int8_layers),
+            *_quantise(int8_layers[0], scaling),
+            "int policy_act_int8(const int8_t *observation, const uint8_t *allowed, int8_t *q) {",
+            *_calls(int8_layers, "int8_t", "i"),
+            "}",
+        ]
+    header += ["", "#endif"]
+    return "\n".join(header) + "\n", "\n".join(source) + "\n"
+
+
+def _choice(kind: str) -> list[str]:
+    name = "greedy_int8" if kind == "int8_t" else "greedy"
+    return [
+        f"static int {name}(const {kind} *values, const uint8_t *allowed) {{",
+        "    int best = -1;",
+        "    for (int a = 0; a < POLICY_NUM_ACTIONS; ++a) {",
+        "        if (allowed != NULL && !allowed[a]) continue;",
+        "        if (best < 0 || values[a] > values[best]) best = a;",
+        "    }",
+        "    return best < 0 ? 0 : best;",
+        "}",
+        "",
+    ]
+
+
+def _arrays(layers: list[Layer], prefix: str) -> list[str]:
+    lines: list[str] = []
+    for index, layer in enumerate(layers):
+        integer = len(layer.scales) > 0
+        kind = "int8_t" if integer else "float"
+        lines += _array(f"static const {kind} {prefix}_weights_{index}", layer.weights)
+        lines += _array(f"static const {'int32_t' if integer else 'float'} {prefix}_bias_{index}", layer.bias)
+        if integer:
+            pairs = [multiplier_of(layer.given[0] * scale / layer.made[0]) for scale in layer.scales]
+            pairs = pairs[:1] if len(set(pairs)) == 1 else pairs
+            lines += _array(f"static const int32_t {prefix}_multiplier_{index}", np.array([pair[0] for pair in pairs]))
+            lines += _array(f"static const int8_t {prefix}_shift_{index}", np.array([pair[1] for pair in pairs]))
+    return [*lines, ""]
+
+
+def _array(name: str, values: Array) -> list[str]:
+    lines, row = [f"{name}[{values.size}] = {{"], "   "
+    written = _float if values.dtype.kind == "f" else str
+    for text in map(written, values.ravel().tolist()):
+        if len(row) + len(text) + 2 > LINE:
+            lines.append(row)
+            row = "   "
+        row += f" {text},"
+    return [*lines, row, "};"]
+
+
+def _float(value: float) -> str:
+    """A float32 literal that reads back as the same number."""
+    text = f"{float(np.float32(value)):.9g}"
+    return f"{text if any(letter in text for letter in '.en') else f'{text}.0'}f"
+
+
+def _buffers(layers: list[Layer], kind: str) -> list[str]:
+    largest = max(math.prod(layer.outputs) for layer in layers)
+    suffix = "_int8" if kind == "int8_t" else ""
+    count = min(2, len(layers))
+    return [f"static {kind} buffer{suffix}_{index}[{largest}];" for index in range(count)] + [""]
+
+
+def _calls(layers: list[Layer], kind: str, prefix: str) -> Iterable[str]:
+    suffix = "_int8" if kind == "int8_t" else ""
+    given = "observation"
+    for index in range(len(layers)):
+        made = f"buffer{suffix}_{index % 2}"
+        yield f"    {prefix}_layer_{index}({given}, {made});"
+        given = made
+    yield f"    for (int a = 0; q != NULL && a < POLICY_NUM_ACTIONS; ++a) q[a] = {given}[a];"
+    yield f"    return greedy{suffix}({given}, allowed);"
+
+
+def _float_kernels(layers: list[Layer]) -> list[str]:
+    lines: list[str] = []
+    for index, layer in enumerate(layers):
+        rectify = ["if (sum < 0.0f) sum = 0.0f;"] if layer.relu else []
+        body = [f"float sum = f_bias_{index}[u];", *_sum(layer, index, "f", "sum += x[{x}] * f_weights_{i}[{w}];")]
+        lines += _function(layer, f"static void f_layer_{index}(const float *x, float *y)", [*body, *rectify], "sum")
+    return lines
+
+
+def _int8_kernels(layers: list[Layer]) -> list[str]:
+    lines: list[str] = []
+    for index, layer in enumerate(layers):
+        zero, (_, out_zero) = layer.given[1], layer.made
+        pairs = {multiplier_of(layer.given[0] * scale / layer.made[0]) for scale in layer.scales}
+        which = "0" if len(pairs) == 1 else "u"
+        least = max(-128, out_zero) if layer.relu else -128
+        body = [
+            f"int32_t sum = i_bias_{index}[u];",
+            *_sum(layer, index, "i", f"sum += ((int32_t)x[{{x}}] - ({zero})) * i_weights_{{i}}[{{w}}];"),
+            f"sum = scaled(sum, i_multiplier_{index}[{which}], i_shift_{index}[{which}]) + ({out_zero});",
+            f"if (sum < {least}) sum = {least};",
+            "if (sum > 127) sum = 127;",
+        ]
+        lines += _function(layer, f"static void i_layer_{index}(const int8_t *x, int8_t *y)", body, "(int8_t)sum")
+    return lines
+
+
+def _sum(layer: Layer, index: int, prefix: str, line: str) -> list[str]:
+    """The loops over one output's inputs."""
+    if layer.kind == "dense":
+        size = layer.inputs[2]
+        return [f"for (int n = 0; n < {size}; ++n) {line.format(x='n', w=f'u * {size} + n', i=index)}"]
+    _, height, width, channels = layer.weights.shape
+    rows, columns, _ = layer.inputs
+    place = f"(r * {columns} + c) * {channels} + n"
+    weight = f"((u * {height} + i) * {width} + j) * {channels} + n"
+    return [
+        f"for (int i = 0; i < {height}; ++i) {{",
+        f"    const int r = row * {layer.stride[0]} - {layer.pad[0]} + i;",
+        f"    if (r < 0 || r >= {rows}) continue;",
+        f"    for (int j = 0; j < {width}; ++j) {{",
+        f"        const int c = column * {layer.stride[1]} - {layer.pad[1]} + j;",
+        f"        if (c < 0 || c >= {columns}) continue;",
+        f"        for (int n = 0; n < {channels}; ++n) {line.format(x=place, w=weight, i=index)}",
+        "    }",
+        "}",
+    ]
+
+
+def _function(layer: Layer, head: str, body: list[str], result: str) -> list[str]:
+    rows, columns, units = layer.outputs
+    if layer.kind == "dense":
+        inner = [f"    for (int u = 0; u < {units}; ++u) {{", *(f"        {line}" for line in body)]
+        return [f"{head} {{", *inner, f"        y[u] = {result};", "    }", "}", ""]
+    return [
+        f"{head} {{",
+        f"    for (int row = 0; row < {rows}; ++row)",
+        f"    for (int column = 0; column < {columns}; ++column)",
+        f"    for (int u = 0; u < {units}; ++u) {{",
+        *(f"        {line}" for line in body),
+        f"        y[(row * {columns} + column) * {units} + u] = {result};",
+        "    }",
+        "}",
+        "",
+    ]
+
+
+_INTEGER_ARITHMETIC = [
+    "/* sum * multiplier * 2^(shift - 31), rounded to the nearest as LiteRT's reference kernels do. */",
+    "static int32_t scaled(int32_t sum, int32_t multiplier, int8_t shift) {",
+    "    const int left = shift > 0 ? shift : 0, right = shift > 0 ? 0 : -shift;",
+    "    const int64_t product = (int64_t)sum * ((int64_t)1 << left) * multiplier;",
+    "    const int64_t nudge = product >= 0 ? ((int64_t)1 << 30) : 1 - ((int64_t)1 << 30);",
+    "    const int64_t high = (product + nudge) / ((int64_t)1 << 31);",
+    "    const int64_t mask = ((int64_t)1 << right) - 1, rest = high & mask;",
+    "    const int64_t threshold = (mask >> 1) + (high < 0 ? 1 : 0);",
+    "    const int64_t low = (high - rest) / ((int64_t)1 << right);",
+    "    return (int32_t)(low + (rest > threshold ? 1 : 0));",
+    "}",
+    "",
+]
+
+
+def _quantise(first: Layer, scaling: Mapping[str, Any] | None) -> list[str]:
+    """From an observation to int8, with the rounding to even that the runtime has."""
+    size = math.prod(first.inputs)
+    multiplier = np.full(size, 1.0 / first.given[0], np.float32)
+    shift = np.full(size, first.given[1], np.float32)
+    if scaling is not None:
+        multiplier = np.asarray(scaling["multiplier"], np.float32).ravel() * np.float32(1.0 / first.given[0])
+        shift = shift - np.asarray(scaling["offset"], np.float32).ravel() * multiplier
+    same = len(set(multiplier.tolist())) == 1 and len(set(shift.tolist())) == 1
+    which = "0" if same else "n"
+    return [
+        *_array("static const float input_multiplier", multiplier[:1] if same else multiplier),
+        *_array("static const float input_shift", shift[:1] if same else shift),
+        "",
+        "void policy_quantise(const float *observation, int8_t *quantised) {",
+        "    for (int n = 0; n < POLICY_OBSERVATION_SIZE; ++n) {",
+        f"        float x = observation[n] * input_multiplier[{which}] + input_shift[{which}];",
+        "        if (x < -128.0f) x = -128.0f;",
+        "        if (x > 127.0f) x = 127.0f;",
+        "        int whole = (int)x;",
+        "        const float rest = x - (float)whole; /* between -1 and 1, the sign that of x */",
+        "        if (rest > 0.5f || (rest == 0.5f && (whole & 1))) ++whole;",
+        "        if (rest < -0.5f || (rest == -0.5f && (whole & 1))) --whole;",
+        "        quantised[n] = (int8_t)whole;",
+        "    }",
+        "}",
+        "",
+    ]

@@ -1,0 +1,145 @@
+"""From a run to the smallest bundle that plays as well, or to the best one within a budget."""
+
+import pathlib
+from typing import Any
+
+from rlplatform import compression
+from rlplatform.compression import Candidate, Distillery, Progress, Target, Teacher, Verification, students
+from rlplatform.compression.students import Architecture
+from rlplatform.envs.naming import Factory
+from rlplatform.errors import UserError
+from rlplatform.export import bundle
+from rlplatform.export.exporting import Refused, Student, Which, export, refuse_recurrent
+from rlplatform.training import Run
+
+# Of a file without weights, and of each layer beside its weights; measured on small networks, good to a tenth or so.
+BYTES, LAYER_BYTES = 900, 400
+
+
+def compress(
+    run: Run | str | pathlib.Path,
+    out: str | pathlib.Path,
+    budget: int | str | None = None,
+    *,
+    target: Target = "cpu",
+    episodes: int = 100,
+    seed: int = 0,
+    force: bool = False,
+    overwrite: bool = False,
+    which: Which = "best",
+    factory: Factory | None = None,
+    log_dir: str | pathlib.Path | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """The small, verified bundle of a run's policy: lossless folds, then int8; with a budget, a distilled student.
+
+    Args:
+        run: the run, or its folder.
+        out: the folder that becomes the bundle.
+        budget: bytes that the smaller of the bundle's files may have, as a number or like `4kB`; `auto` for as few as
+            pass the verification; None for the run's own network.
+        target: as for `export`.
+        episodes: of every policy in the verification, and of every student in the search.
+        seed: of all that is drawn.
+        force: as for `export`.
+        overwrite: as for `export`.
+        which: as for `export`.
+        factory: as for `export`.
+        log_dir: where TensorBoard finds the losses of the students; nothing is written if None.
+        progress: is told, in a few words, what begins.
+
+    Raises:
+        UserError: an argument is wrong, nothing fits into the budget, or the network is none that students are made of.
+        Refused: nothing within the budget passes the verification; `out` is as it was.
+        RunError: as for `export`.
+    """
+    options: dict[str, Any] = {
+        "target": target,
+        "episodes": episodes,
+        "seed": seed,
+        "overwrite": overwrite,
+        "which": which,
+        "factory": factory,
+        "progress": progress,
+    }
+    if budget is None:
+        return export(run, out, force=force, **options)
+    limit = compression.parse_budget(budget)
+    run = run if isinstance(run, Run) else Run.open(run)
+    out = pathlib.Path(out)
+    refuse_recurrent(run)
+    bundle.check(out, overwrite)
+    folded = compression.canonical(run.network(which)).model
+    ladder = _ladder(run, folded, target, limit)
+    distillery = Distillery(
+        Teacher(folded, run.act(which), run.config.environment, factory),
+        seed,
+        episodes=episodes,
+        log_dir=None if log_dir is None else pathlib.Path(log_dir),
+        progress=progress,
+    )
+    order = _found(distillery, ladder, limit)
+    reason: Refused | None = None
+    for index, candidate in enumerate(order):
+        last = index == len(order) - 1 and limit is not None
+        student = Student(
+            distillery.models[candidate.architecture], _report(distillery, candidate, budget, folded), limit
+        )
+        try:
+            return export(run, out, force=force and last, student=student, **options)
+        except Refused as error:
+            reason = error
+    if limit is None:  # The network itself is the smallest that plays as well.
+        return export(run, out, force=force, **options)
+    assert reason is not None
+    raise reason
+
+
+def _ladder(run: Run, folded: Any, target: Target, limit: int | None) -> list[Architecture]:
+    """The students that come into question, most weights first."""
+    shape = students.of_teacher(folded)
+    if shape is None:
+        raise UserError(
+            f"{run.path} has a network of layers that no student has, so there is no smaller one of its kind; compress "
+            "it without a budget"
+        )
+    observation, num_actions = run.observation_shape, run.spec.num_actions
+    ladder = students.ladder(shape, observation, num_actions)[1:]
+    if limit is None:
+        return ladder
+    sizes = [predicted_bytes(rung, observation, num_actions, target) for rung in ladder]
+    fitting = [rung for rung, size in zip(ladder, sizes, strict=True) if size <= limit]
+    if not fitting:
+        raise UserError(f"no policy fits into {limit:,} bytes: the smallest here takes about {min(sizes):,}")
+    return fitting
+
+
+def predicted_bytes(architecture: Architecture, shape: tuple[int, ...], num_actions: int, target: Target) -> int:
+    """About how many bytes the smaller file of a student will have."""
+    layers = [layer.filters for layer in architecture.convolutions] + [*architecture.hidden, num_actions]
+    parameters = students.parameters(architecture, shape, num_actions)
+    head = BYTES + LAYER_BYTES * len(layers)
+    int8 = head + parameters + 3 * sum(layers)
+    return int8 if target == "mcu" else min(int8 + LAYER_BYTES, head + 4 * parameters)
+
+
+def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None) -> list[Candidate]:
+    """Students to export, the first choice first: the smallest that passes, or the one that loses least."""
+    find = compression.smallest if limit is None else compression.best_of
+    best = find(distillery, ladder)
+    passing = [candidate for candidate in distillery.candidates if candidate.passed]
+    if passing or best is None:
+        return sorted(passing, key=lambda candidate: candidate.parameters)
+    return [best] if limit is not None else []
+
+
+def _report(distillery: Distillery, chosen: Candidate, budget: int | str, folded: Any) -> dict[str, Any]:
+    return {
+        "method": "distillation",
+        "budget": budget,
+        "architecture": str(chosen.architecture),
+        "teacher_parameters": int(folded.count_params()),
+        "teacher_interquartile_mean": distillery.teacher_interquartile_mean,
+        "labelled_states": len(distillery.labels.values),
+        "candidates": [candidate.to_json() for candidate in distillery.candidates],
+    }

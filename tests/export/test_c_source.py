@@ -1,0 +1,143 @@
+"""Policies in C: compiled by gcc and compared with LiteRT, number by number."""
+
+import ctypes
+import math
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from rlplatform.compression import canonical, convert, students
+from rlplatform.errors import UserError
+from rlplatform.export import c_source
+from rlplatform.runtime import open_graph
+
+STRICT = (
+    "-std=c99",
+    "-ffreestanding",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Werror",
+    "-pedantic",
+    "-O2",
+    "-shared",
+    "-fPIC",
+)
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+
+
+def policy(text, shape, num_actions=4, target="mcu", seed=0):
+    """The converted files of a random student, and observations that it was calibrated on."""
+    keras.utils.set_random_seed(seed)
+    rng = np.random.default_rng(seed)
+    if len(shape) == 3:
+        seen = rng.integers(0, 256, (200, *shape), np.uint8)
+    else:
+        seen = (rng.normal(size=(400, *shape)) * np.linspace(0.1, 20, shape[0])).astype(np.float32)
+    model = canonical(students.build(students.parse(text), seen, num_actions)).model
+    return convert(model, seen, target), seen
+
+
+class Compiled:
+    """The C code as a library."""
+
+    def __init__(self, folder, files, about="a test"):
+        int8 = c_source.read_layers(files.int8_file)
+        scaling = None if files.scaling is None else files.scaling._asdict()
+        header, source = c_source.write(c_source.read_layers(files.float_file), int8, about, scaling)
+        (folder / "policy.h").write_text(header)
+        (folder / "policy.c").write_text(source)
+        done = subprocess.run(
+            ["gcc", *STRICT, "-o", "policy.so", "policy.c"], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        self.library = ctypes.CDLL(str(folder / "policy.so"))
+        self.source, self.header = source, header
+
+    def call(self, name, observation, num_actions, kind, allowed=None):
+        q = np.zeros(num_actions, kind)
+        mask = None if allowed is None else allowed.astype(np.uint8).ctypes.data_as(ctypes.c_void_p)
+        observation = np.ascontiguousarray(observation)
+        action = getattr(self.library, name)(
+            observation.ctypes.data_as(ctypes.c_void_p), mask, q.ctypes.data_as(ctypes.c_void_p)
+        )
+        return action, q
+
+    def quantised(self, observation):
+        observation = np.ascontiguousarray(observation, np.float32)
+        made = np.zeros(observation.size, np.int8)
+        pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (observation, made))
+        self.library.policy_quantise(*pointers)
+        return made
+
+
+@needs_gcc
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [("linear", (4,)), ("16-8", (8,)), ("64-64", (6,)), ("4x3s1 16", (10, 10, 3)), ("8x5s2-6x3s1 12", (20, 20, 2))],
+)
+def test_c_gives_the_values_and_actions_of_litert(tmp_path, text, shape):
+    files, seen = policy(text, shape)
+    compiled = Compiled(tmp_path, files)
+    scaling = None if files.scaling is None else files.scaling._asdict()
+    float_graph = open_graph(files.float_file, "float")
+    int8_graph = open_graph(files.int8_file, "int8", scaling=scaling)
+    apart = 0
+    for observation in seen[:200]:
+        expected = float_graph.q_values(observation)
+        action, q = compiled.call("policy_act", observation.astype(np.float32), 4, np.float32)
+        assert_allclose(q, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        assert action == q.argmax()
+        entered = int8_graph.quantise(observation) if int8_graph.quantise else observation[None]
+        assert_array_equal(compiled.quantised(observation), entered.ravel())
+        int8_graph.write(int8_graph.observation.index, entered)
+        int8_graph.invoke()
+        expected = int8_graph.read(int8_graph.q.index, 0)[0].astype(int)
+        action, q = compiled.call("policy_act_int8", entered, 4, np.int8)
+        apart = max(apart, np.abs(q.astype(int) - expected).max())
+        assert action == q.argmax()
+    assert apart <= 2  # XNNPACK scales in float, C as the reference kernels do
+
+
+@needs_gcc
+@pytest.mark.slow
+def test_a_forbidden_action_is_not_taken_and_no_library_is_needed(tmp_path):
+    files, seen = policy("8", (4,))
+    compiled = Compiled(tmp_path, files)
+    allowed = np.array([False, True, False, True])
+    for observation in seen[:50]:
+        action, q = compiled.call("policy_act", observation, 4, np.float32, allowed)
+        assert action == np.where(allowed, q, -np.inf).argmax()
+    needed = subprocess.run(["nm", "-u", "policy.so"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert not {"malloc", "free", "printf", "memcpy", "expf"} & set(needed.split())
+    assert "POLICY_NUM_ACTIONS 4" in compiled.header
+    assert "#include <stdlib.h>" not in compiled.source
+
+
+@given(scale=st.floats(1e-9, 100.0))
+def test_a_multiplier_and_a_shift_are_the_scale(scale):
+    multiplier, shift = c_source.multiplier_of(scale)
+    assert multiplier == 0 or 2**30 <= multiplier < 2**31
+    assert_allclose(math.ldexp(multiplier, shift - 31), scale, rtol=2**-30, atol=2**-32)
+
+
+@given(value=st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_a_literal_reads_back_as_the_number(value):
+    text = c_source._float(value)
+    assert text.endswith("f")
+    assert np.float32(text[:-1]) == np.float32(value)
+    assert any(letter in text for letter in ".e")
+
+
+@pytest.mark.slow
+def test_a_dynamic_int8_file_is_refused_in_a_sentence():
+    files, _ = policy("64-64", (8,), target="cpu")
+    with pytest.raises(UserError, match="C is written for float32 or static int8"):
+        c_source.read_layers(files.int8_file)

@@ -1,0 +1,73 @@
+"""From a run to the smallest bundle that plays as well, or to the best one within a budget."""
+
+import numpy as np
+import pytest
+from known import cartpole_run
+
+from rlplatform.compression import students
+from rlplatform.errors import UserError
+from rlplatform.export import compress, compressing, read, verify
+from rlplatform.runtime import Policy
+
+
+@pytest.mark.slow
+def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path):
+    run = cartpole_run(tmp_path / "run")
+    said = []
+    verification = compress(
+        run, tmp_path / "small", "auto", target="mcu", episodes=6, log_dir=tmp_path / "log", progress=said.append
+    )
+    assert verification.passed
+    manifest = read(tmp_path / "small")
+    report = manifest["compression"]
+    sizes = [students.parameters(students.parse(each["architecture"]), (4,), 2) for each in report["candidates"]]
+    chosen = students.parameters(students.parse(report["architecture"]), (4,), 2)
+    assert [each["parameters"] for each in report["candidates"]] == sizes
+    assert manifest["network"]["canonical_parameters"] == chosen
+    assert chosen == min(size for size, each in zip(sizes, report["candidates"], strict=True) if each["passed"])
+    assert manifest["files"]["policy_int8.tflite"]["bytes"] < 2_000
+    assert any(words.startswith("distilling") for words in said)
+    assert list((tmp_path / "log").rglob("events.*"))
+    again = verify(tmp_path / "small", episodes=4)  # from the bundle alone
+    assert again.passed
+    assert [row.interquartile_mean.estimate for row in again.rows] == [500.0] * 3
+    shown = again.rows[-1].visited.overall
+    assert 0.5 < shown < 1.0, "the agreement that is shown is the one with the network that was trained"
+    policy = Policy(tmp_path / "small")
+    assert policy.act([0.0, 0.0, 0.2, 1.0]) == 1
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path):
+    run = cartpole_run(tmp_path / "run")
+    verification = compress(run, tmp_path / "small", "2.2kB", episodes=4)
+    assert verification.passed
+    assert min(row.bytes for row in verification.rows[1:]) <= 2_200
+    with pytest.raises(UserError, match=r"no policy fits into 500 bytes: the smallest here takes about 1,\d\d\d"):
+        compress(run, tmp_path / "none", 500, episodes=4)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "bytes"),
+    [
+        ("linear", "mcu", 1_304),
+        ("16", "mcu", 1_920),
+        ("16-16", "mcu", 2_496),
+        ("64-64", "mcu", 7_104),
+        ("linear", "cpu", 1_440),
+        ("16", "cpu", 2_456),
+        ("16-16", "cpu", 3_096),
+        ("64-64", "cpu", 10_224),
+    ],
+)
+def test_sizes_are_foreseen_within_a_third(text, target, bytes):
+    """Files that the converter has made of networks from 8 features to 4 actions."""
+    foreseen = compressing.predicted_bytes(students.parse(text), (8,), 4, target)
+    assert abs(np.log(foreseen / bytes)) < np.log(1.3)
+
+
+def test_a_budget_that_is_none_is_refused_before_anything_is_done(tmp_path):
+    run = cartpole_run(tmp_path / "run")
+    with pytest.raises(UserError, match="a budget is a size like 4kB"):
+        compress(run, tmp_path / "small", "tiny")

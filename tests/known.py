@@ -1,0 +1,33 @@
+"""A policy that is known by heart, as a run."""
+
+import numpy as np
+
+from rlplatform import envs
+from rlplatform.agents import networks
+from rlplatform.config import Config
+from rlplatform.training import Best, Run
+
+RULE = np.array([1.0, 3.0, 9.0, 7.0])  # Push to where RULE @ observation points: 500.0 on every CartPole episode.
+
+
+def cartpole_run(path, env_id="CartPole-v1", frame_stack=1, action_start=0, offset=50.0):
+    """A run whose best policy is RULE, as a network of two layers of 64 units and values around `offset`."""
+    config = Config().replace(
+        environment={"id": env_id, "frame_stack": frame_stack}, network={"hidden_units": [64, 64]}, seed=7
+    )
+    run = Run(path, config, envs.Spec((4,), "float32", 2, action_start))
+    path.mkdir()
+    run.create("0")
+    rng = np.random.default_rng(0)
+    right = np.arange(64) % 2 == 1  # Every other unit speaks for action 1.
+    sign = np.where(right, 1.0, -1.0)
+    first = RULE[:, None] * sign * rng.uniform(0.5, 1.5, 64)
+    second = np.where(right[:, None] == right, rng.uniform(0.5, 1.5, (64, 64)), 0.0) / 32
+    last = np.stack([~right, right], axis=1) * rng.uniform(0.5, 1.5, (64, 1)) / 32
+    first = np.concatenate([np.zeros((4 * (frame_stack - 1), 64)), first])
+    weights = [first, np.zeros(64), second, np.zeros(64), last, np.full(2, offset)]
+    network = networks.build(config, run.observation_shape, "float32", 2)
+    assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
+    replayed = rng.uniform(-1, 1, (300, 4 * frame_stack)) * np.tile([2.4, 3.0, 0.2, 3.0], frame_stack)
+    run.save_best(Best(12_345, 500.0, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
+    return run
