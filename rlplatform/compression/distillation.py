@@ -68,6 +68,8 @@ def distil(
     teacher_parameters: int | None = None,
     log_dir: pathlib.Path | None = None,
     callbacks: Sequence[Any] = (),
+    keep_last: bool = False,
+    compiled: bool = True,
 ) -> Distilled:
     """Trains a student on the teacher's labels; it ends with the weights that were best on the held-out episodes.
 
@@ -80,6 +82,8 @@ def distil(
         teacher_parameters: the teacher's number of weights, for the learning rate by size.
         log_dir: where TensorBoard finds the losses; nothing is written if None.
         callbacks: further Keras callbacks.
+        keep_last: train for all epochs and keep the last weights instead: for what changes weights by a schedule.
+        compiled: compile the updates by XLA, several in one call; tfmot's wrappers need them one by one.
 
     Raises:
         RunError: the loss is no number.
@@ -90,12 +94,13 @@ def distil(
         optimizer=keras.optimizers.Adam(rate),
         loss=cross_entropy,
         weighted_metrics=[],
-        steps_per_execution=STEPS_PER_CALL,
-        jit_compile=True,
+        steps_per_execution=STEPS_PER_CALL if compiled else 1,
+        jit_compile=compiled,
     )
     typical = _typical(labels.gaps())
+    early = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
     watching = [
-        keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True),
+        *([] if keep_last else [early]),
         keras.callbacks.LearningRateScheduler(lambda epoch, _: rate * recipe.decay**epoch),
         keras.callbacks.TerminateOnNaN(),
         *([] if log_dir is None else [keras.callbacks.TensorBoard(str(log_dir), write_graph=False)]),
@@ -111,7 +116,8 @@ def distil(
     losses = np.array(history["val_loss"])
     if not np.isfinite(losses).all():
         raise RunError(f"distillation has diverged at a learning rate of {rate:g}; try a smaller one")
-    return Distilled(float(losses.min()), len(losses), {name: list(map(float, row)) for name, row in history.items()})
+    rows = {name: list(map(float, row)) for name, row in history.items()}
+    return Distilled(float(losses[-1] if keep_last else losses.min()), len(losses), rows)
 
 
 def learning_rate_of(parameters: int, teacher_parameters: int | None) -> float:

@@ -1,0 +1,127 @@
+"""Pruning: weights that matter least become zero while the network goes on learning its teacher's choices.
+
+tfmot sets the weights of smallest size to zero, more and more of them by a cubic schedule (Zhu & Gupta 2017). Zeros by
+themselves make no file smaller and no runtime faster; what they bring is units without inputs or outputs, which the
+canonical form removes, and files that compress better for a download.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import tf_keras as keras
+
+from rlplatform.compression import optimization
+from rlplatform.compression.distillation import Distilled, Recipe, distil
+from rlplatform.compression.labels import Labels
+from rlplatform.errors import UserError
+
+Array = np.ndarray[Any, Any]
+
+BEGIN, END = 0.2, 0.8  # of the updates, between which the share of zeros grows (Graesser et al. 2022)
+TIMES = 100  # that weights are chosen anew in between
+
+
+class Pruned(NamedTuple):
+    """A pruned network.
+
+    Attributes:
+        model: as it was, but for its zeros.
+        sparsities: the share of zeros of each layer with weights, by name.
+        distilled: what training has come to.
+    """
+
+    model: Any
+    sparsities: dict[str, float]
+    distilled: Distilled
+
+
+def prune(
+    model: Any,
+    labels: Labels,
+    held_out: Labels,
+    sparsity: float,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    seed: int = 0,
+) -> Pruned:
+    """Prunes the Dense and Conv2D layers of a network against its teacher; the model that is given stays as it is.
+
+    Args:
+        model: functional, `[B, O...]` float32 to `[B, A]`.
+        labels: the teacher's.
+        held_out: of other episodes; the weights of the last epoch are kept whatever they say, since the ones before
+            have fewer zeros.
+        sparsity: the share of zeros over all kernels, at least 0 and below 1; layers get theirs by `layer_sparsities`.
+        recipe: how it is trained; all its epochs are.
+        seed: of the order of the states.
+
+    Raises:
+        UserError: the sparsity is out of range.
+        RunError: the loss is no number.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise UserError(f"the sparsity must be at least 0 and below 1; got {sparsity}")
+    tfmot = optimization.load()
+    kernels = {layer.name: layer.kernel.shape for layer in model.layers if is_prunable(layer)}
+    wanted = layer_sparsities({name: tuple(shape) for name, shape in kernels.items()}, sparsity)
+    updates = recipe.epochs * max(1, len(labels.values) // recipe.batch_size)
+    first, last = int(BEGIN * updates), max(int(END * updates), int(BEGIN * updates) + 1)
+
+    def wrapped(layer: Any) -> Any:
+        copy = type(layer).from_config(layer.get_config())
+        if layer.name not in wanted:
+            return copy
+        schedule = tfmot.sparsity.keras.PolynomialDecay(
+            0.0, wanted[layer.name], first, last, frequency=max(1, (last - first) // TIMES)
+        )
+        return tfmot.sparsity.keras.prune_low_magnitude(copy, schedule)
+
+    pruning = keras.models.clone_model(model, clone_function=wrapped)
+    for own, layer in zip(pruning.layers, model.layers, strict=True):
+        weights = layer.get_weights()
+        if layer.name in wanted:
+            own.layer.set_weights(weights)
+        elif weights:
+            own.set_weights(weights)
+    distilled = distil(
+        pruning,
+        labels,
+        held_out,
+        recipe,
+        seed,
+        callbacks=[tfmot.sparsity.keras.UpdatePruningStep()],
+        keep_last=True,
+        compiled=False,
+    )
+    stripped = optimization.with_weights_of(model, tfmot.sparsity.keras.strip_pruning(pruning))
+    layers = [layer for layer in stripped.layers if is_prunable(layer)]
+    found = {layer.name: float(np.mean(layer.get_weights()[0] == 0.0)) for layer in layers}
+    return Pruned(stripped, found, distilled)
+
+
+def is_prunable(layer: Any) -> bool:
+    """Whether a layer's kernel may be pruned."""
+    return type(layer) in (keras.layers.Dense, keras.layers.Conv2D)
+
+
+def layer_sparsities(kernels: dict[str, tuple[int, ...]], sparsity: float) -> dict[str, float]:
+    """Each layer's share of zeros after Erdos-Renyi-Kernel (Evci et al. 2020, section 3): small layers keep more.
+
+    The share of weights that a layer keeps is proportional to `(sum of its kernel's dimensions) / (their product)`, and
+    at most 1; over all layers, `1 - sparsity` of the weights are kept.
+
+    Args:
+        kernels: shapes, by name.
+        sparsity: over all of them.
+    """
+    whole: set[str] = set()
+    sizes = {name: math.prod(shape) for name, shape in kernels.items()}
+    raw = {name: sum(shape) / sizes[name] for name, shape in kernels.items()}
+    while True:
+        kept = (1.0 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in whole)
+        shared = sum(raw[name] * sizes[name] for name in kernels if name not in whole)
+        factor = kept / shared if shared else 0.0
+        over = {name for name in kernels if name not in whole and factor * raw[name] > 1.0}
+        if not over:
+            return {name: 0.0 if name in whole else 1.0 - max(factor * raw[name], 0.0) for name in kernels}
+        whole |= over
