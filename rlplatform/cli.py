@@ -154,6 +154,12 @@ def _parser() -> Parser:
                 "--budget", metavar="SIZE", help="bytes of the smaller file, like 4kB, or auto for as few as still play"
             )
             export.add_argument(
+                "--prune", type=_share, metavar="SHARE", help="the share of weights to make zero, like 0.9"
+            )
+            export.add_argument(
+                "--clusters", type=_positive, metavar="N", help="how many values the weights of a layer may have"
+            )
+            export.add_argument(
                 "--log-dir", metavar="DIR", help="where TensorBoard finds the losses of smaller networks"
             )
         if name == "export":
@@ -272,6 +278,13 @@ def _names(text: str) -> list[str]:
     return names
 
 
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number between 0 and 1 is needed, like 0.9; got {text!r}") from None
+
+
 def _positive(text: str) -> int:
     number = _number(text)
     if number == 0:
@@ -354,7 +367,8 @@ def _export(args: Any) -> Result:
         "progress": lambda sentence: print(sentence, file=sys.stderr),
     }
     if args.command == "compress":
-        exported = _api().compress(args.target, args.out, budget=args.budget, log_dir=args.log_dir, **options)
+        options |= {"budget": args.budget, "prune": args.prune, "clusters": args.clusters, "log_dir": args.log_dir}
+        exported = _api().compress(args.target, args.out, **options)
     else:
         exported = _api().export(args.target, args.out, formats=tuple(args.formats.split(",")), **options)
     return 0, exported.to_json(), f"{exported.table()}\nbundle: {exported.path}"

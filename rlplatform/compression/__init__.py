@@ -7,8 +7,10 @@ from rlplatform.compression import inspection
 from rlplatform.compression.agreement import Agreement, gaps
 from rlplatform.compression.calibration import States, mixture, visited
 from rlplatform.compression.canonical import Canonical, canonical
+from rlplatform.compression.clustering import cluster
 from rlplatform.compression.conversion import TARGETS, Files, Scaling, Target, convert, save
 from rlplatform.compression.gates import Gate
+from rlplatform.compression.pruning import prune
 from rlplatform.compression.reference import GOLDEN, NETWORK, STUDENT, Golden, open_bundle
 from rlplatform.compression.search import (
     Candidate,
@@ -43,6 +45,7 @@ __all__ = [
     "act_of_network",
     "best_of",
     "canonical",
+    "cluster",
     "convert",
     "gaps",
     "inspection",
@@ -50,6 +53,7 @@ __all__ = [
     "mixture",
     "open_bundle",
     "parse_budget",
+    "prune",
     "save",
     "smallest",
     "verify",

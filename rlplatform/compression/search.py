@@ -148,6 +148,11 @@ class Distillery:
         """All states that were labelled so far."""
         return self._labels
 
+    @property
+    def held_out(self) -> Labels:
+        """Labelled states of other episodes."""
+        return self._held_out
+
     def try_out(self, architecture: Architecture) -> Candidate:
         """Trains a student, until it plays as well as the teacher or its rounds are over; the best round is kept."""
         known = next((each for each in self.candidates if each.architecture == architecture), None)

@@ -24,6 +24,8 @@ def compress(
     target: Target = "cpu",
     episodes: int = 100,
     seed: int = 0,
+    prune: float | None = None,
+    clusters: int | None = None,
     force: bool = False,
     overwrite: bool = False,
     which: Which = "best",
@@ -41,6 +43,9 @@ def compress(
         target: as for `export`.
         episodes: of every policy in the verification, and of every student in the search.
         seed: of all that is drawn.
+        prune: the share of weights that become zero before the network is converted; units that it leaves without
+            inputs or outputs are removed.
+        clusters: how many values each kernel's weights may have.
         force: as for `export`.
         overwrite: as for `export`.
         which: as for `export`.
@@ -62,15 +67,19 @@ def compress(
         "factory": factory,
         "progress": progress,
     }
-    if budget is None:
+    if budget is None and prune is None and clusters is None:
         return export(run, out, force=force, **options)
-    limit = compression.parse_budget(budget)
+    limit = None if budget is None else compression.parse_budget(budget)
+    if prune is not None and not 0.0 < prune < 1.0:
+        raise UserError(f"the share of weights to prune lies between 0 and 1; got {prune}")
+    if clusters is not None and clusters < 2:
+        raise UserError(f"clustering needs at least 2 values for a kernel; got {clusters}")
     run = run if isinstance(run, Run) else Run.open(run)
     out = pathlib.Path(out)
     refuse_recurrent(run)
     bundle.check(out, overwrite)
     folded = compression.canonical(run.network(which)).model
-    ladder = _ladder(run, folded, target, limit)
+    ladder = [] if budget is None else _ladder(run, folded, target, limit)
     distillery = Distillery(
         Teacher(folded, run.act(which), run.config.environment, factory),
         seed,
@@ -78,21 +87,47 @@ def compress(
         log_dir=None if log_dir is None else pathlib.Path(log_dir),
         progress=progress,
     )
-    order = _found(distillery, ladder, limit)
-    reason: Refused | None = None
+    order: list[Candidate | None] = [None] if budget is None else [*_found(distillery, ladder, limit)]
+    if limit is None and budget is not None:
+        order.append(None)  # in the end, the network itself is the smallest that plays as well
     for index, candidate in enumerate(order):
-        last = index == len(order) - 1 and limit is not None
-        student = Student(
-            distillery.models[candidate.architecture], _report(distillery, candidate, budget, folded), limit
-        )
+        last = index == len(order) - 1
+        student = _student(distillery, candidate, folded, prune, clusters, seed, progress)
+        if student is None:
+            return export(run, out, force=force, **options)
+        student = student._replace(report={"budget": budget, **student.report}, limit=limit)
         try:
             return export(run, out, force=force and last, student=student, **options)
-        except Refused as error:
-            reason = error
-    if limit is None:  # The network itself is the smallest that plays as well.
-        return export(run, out, force=force, **options)
-    assert reason is not None
-    raise reason
+        except Refused:
+            if last:
+                raise
+    raise AssertionError("there is always a last one")
+
+
+def _student(
+    distillery: Distillery,
+    candidate: Candidate | None,
+    folded: Any,
+    prune: float | None,
+    clusters: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> Student | None:
+    """A candidate's network, or the teacher's own, pruned and clustered as asked for; None where nothing is done."""
+    tell = progress or (lambda words: None)
+    model = folded if candidate is None else distillery.models[candidate.architecture]
+    report = _report(distillery, candidate, folded)
+    if prune is not None:
+        tell(f"pruning {prune:.0%} of the weights")
+        pruned = compression.prune(model, distillery.labels, distillery.held_out, prune, seed=seed)
+        model = pruned.model
+        report["pruning"] = {"sparsity": prune, "layers": pruned.sparsities}
+    if clusters is not None:
+        tell(f"clustering weights into {clusters} values")
+        clustered = compression.cluster(model, distillery.labels, distillery.held_out, clusters, seed=seed)
+        model = clustered.model
+        report["clustering"] = {"clusters": clusters, "values": clustered.values}
+    return None if model is folded else Student(model, report)
 
 
 def _ladder(run: Run, folded: Any, target: Target, limit: int | None) -> list[Architecture]:
@@ -133,13 +168,13 @@ def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None
     return [best] if limit is not None else []
 
 
-def _report(distillery: Distillery, chosen: Candidate, budget: int | str, folded: Any) -> dict[str, Any]:
-    return {
-        "method": "distillation",
-        "budget": budget,
-        "architecture": str(chosen.architecture),
+def _report(distillery: Distillery, chosen: Candidate | None, folded: Any) -> dict[str, Any]:
+    report: dict[str, Any] = {
         "teacher_parameters": int(folded.count_params()),
         "teacher_interquartile_mean": distillery.teacher_interquartile_mean,
         "labelled_states": len(distillery.labels.values),
         "candidates": [candidate.to_json() for candidate in distillery.candidates],
     }
+    if chosen is not None:
+        report["architecture"] = str(chosen.architecture)
+    return report

@@ -4,14 +4,22 @@ import numpy as np
 import pytest
 from known import cartpole_run
 
-from rlplatform.compression import students
+from rlplatform.compression import search, students
 from rlplatform.errors import UserError
 from rlplatform.export import compress, compressing, read, verify
 from rlplatform.runtime import Policy
 
 
+@pytest.fixture
+def fewer_states(monkeypatch):
+    """Enough for a pole, in a tenth of the time."""
+    monkeypatch.setattr(search, "STATES", 5_000)
+    monkeypatch.setattr(search, "ROUND_STATES", 2_000)
+    monkeypatch.setattr(search, "TRIED_IN_BUDGET", 1)
+
+
 @pytest.mark.slow
-def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path):
+def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path, fewer_states):
     run = cartpole_run(tmp_path / "run")
     said = []
     verification = compress(
@@ -38,7 +46,7 @@ def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path):
+def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path, fewer_states):
     run = cartpole_run(tmp_path / "run")
     verification = compress(run, tmp_path / "small", "2.2kB", episodes=4)
     assert verification.passed
@@ -71,3 +79,27 @@ def test_a_budget_that_is_none_is_refused_before_anything_is_done(tmp_path):
     run = cartpole_run(tmp_path / "run")
     with pytest.raises(UserError, match="a budget is a size like 4kB"):
         compress(run, tmp_path / "small", "tiny")
+
+
+@pytest.mark.slow
+def test_a_network_is_pruned_and_clustered_as_asked_for(tmp_path, fewer_states):
+    run = cartpole_run(tmp_path / "run")
+    verification = compress(run, tmp_path / "small", prune=0.8, clusters=8, episodes=4)
+    assert verification.passed
+    manifest = read(tmp_path / "small")
+    assert manifest["network"]["parameters"] == 4_610
+    assert manifest["network"]["canonical_parameters"] < 3_500  # what pruning left without inputs or outputs is gone
+    assert max(manifest["compression"]["clustering"]["values"].values()) <= 9
+    sparsities = manifest["compression"]["pruning"]["layers"]
+    assert sparsities == pytest.approx(
+        {"dense_0": 0.0, "dense_1": 0.8 * (256 + 4_096 + 128) / 4_096, "q": 0.0}, abs=0.01
+    )
+    assert verification.rows[1].gzip_bytes < 0.6 * verification.rows[1].bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"), [({"prune": 1.0}, "lies between 0 and 1"), ({"clusters": 1}, "at least 2 values")]
+)
+def test_what_cannot_be_done_is_refused_at_once(tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compress(cartpole_run(tmp_path / "run"), tmp_path / "small", **options)
