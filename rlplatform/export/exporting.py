@@ -27,7 +27,7 @@ from rlplatform.compression import (
 )
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError, nearest
-from rlplatform.export import bundle, c_source
+from rlplatform.export import bundle, c_source, report
 from rlplatform.training import Run
 
 Array = np.ndarray[Any, Any]
@@ -148,6 +148,7 @@ def export(
         manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
         del manifest["verification"]["path"]
         with bundle.writing(out):
+            (folder / report.REPORT).write_text(report.page(manifest), encoding="utf-8")
             if "saved_model" not in chosen:
                 shutil.rmtree(folder / NETWORK)
                 shutil.rmtree(folder / STUDENT, ignore_errors=True)
@@ -196,8 +197,8 @@ def _prepare(
     student: Student | None,
 ) -> _Subject:
     """Collects observations, folds the network and converts it."""
-    report = progress or (lambda words: None)
-    report("collecting observations")
+    tell = progress or (lambda words: None)
+    tell("collecting observations")
     network = run.network(which)
     source = network if student is None else student.model
     act = run.act(which) if student is None else act_of_network(source)
@@ -208,7 +209,7 @@ def _prepare(
         pool = compression.mixture(pool, run.observations(count, seed), count, seed)
     canonical = compression.canonical(source)
     golden = _golden(source, canonical, pool, masks)
-    report(f"converting for {target}")
+    tell(f"converting for {target}")
     calibration_masks = None if masks is None else masks[:CALIBRATION_STATES]
     files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks)
     return _Subject(network, source, canonical, files, golden)

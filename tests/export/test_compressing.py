@@ -36,6 +36,9 @@ def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path, 
     assert manifest["files"]["policy_int8.tflite"]["bytes"] < 2_000
     assert any(words.startswith("distilling") for words in said)
     assert list((tmp_path / "log").rglob("events.*"))
+    page = (tmp_path / "small" / "report.html").read_text()
+    assert page.count("<circle") == len(sizes)
+    assert all(f"<td>{each['architecture']}<td>" in page for each in report["candidates"])
     again = verify(tmp_path / "small", episodes=4)  # from the bundle alone
     assert again.passed
     assert [row.interquartile_mean.estimate for row in again.rows] == [500.0] * 3

@@ -2,6 +2,8 @@
 
 import ctypes
 import dataclasses
+import html
+import html.parser
 import json
 import shutil
 import subprocess
@@ -51,6 +53,24 @@ def test_a_policy_that_is_known_to_score_500_scores_500_as_a_file(exported):
         total, over = total + reward, terminated or truncated
     env.close()
     assert total == 500.0
+
+
+def test_a_report_tells_all_on_one_page_that_needs_nothing_else(exported):
+    _, path, verification, _ = exported
+    text = (path / "report.html").read_text()
+    tags = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(text)
+    assert not any({"src", "href"} & set(attributes) for _, attributes in tags)
+    assert sum(tag == "tr" for tag, _ in tags) >= 1 + len(verification.rows) + 1 + len(verification.gates)
+    assert f"All {len(verification.gates)} gates hold." in text
+    for row in verification.rows:
+        assert f"<td>{row.name}<td>" in text
+        assert f"<td>{row.bytes:,}<td>" in text
+    for gate in verification.gates:
+        assert html.escape(gate.sentence) in text
+    assert "centred the values of the actions" in text
 
 
 def test_every_gate_is_tried_by_name(exported):
