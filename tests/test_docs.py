@@ -138,12 +138,16 @@ def test_the_results_in_the_readme_are_those_of_the_files():
     lasts = [sum(run["last_returns"]) / len(run["last_returns"]) for run in runs]
     assert f"{sum(last == 500.0 for last in lasts)} of {len(runs)} seeds at 500" in text
     rows = [json.loads(line) for line in (ROOT / "benchmarks" / "speed.jsonl").read_text(encoding="utf-8").splitlines()]
-    for task in ("cartpole", "cartpole8"):
+    for task in ("cartpole", "cartpole8", "pong"):
         rates = {}
         for peer in ("rlplatform", "sb3"):
             found = sorted(row["env_steps_per_s"] for row in rows if (row["task"], row["peer"]) == (task, peer))
             rates[peer] = found[len(found) // 2]
         assert f"{rates['rlplatform']:,.0f} env steps/s, {rates['rlplatform'] / rates['sb3']:.1f} times" in text
+    cost = json.loads((ROOT / "benchmarks" / "priority_cost.json").read_text(encoding="utf-8"))
+    assert f"{cost['share_of_an_update']:.0%} of what one update".replace("%", " %") in text
+    memory = json.loads((ROOT / "benchmarks" / "replay_memory.json").read_text(encoding="utf-8"))
+    assert f"{memory['ring_gb']:.1f} GB, stacks of four" in text
 
 
 # --- docs/transition.md ---------------------------------------------------------------------------------------------
