@@ -16,6 +16,9 @@ ALGEBRA = 1e-4  # Largest error of the canonical network's values, relative to t
 CONVERTER = 1e-5  # And of the float32 file's.
 CLEAR_AGREEMENT = 0.99  # Where the gap is clear, an int8 file takes the network's action this often.
 TIED = 0.001  # Share of clear states in which an int8 file's best two values may be equal.
+RUNTIMES = 1e-5  # Largest difference between runtimes of a float32 file, relative to the largest value.
+STEPS = 2.0  # And of an int8 file, in int8 steps.
+CLEAR_STEPS = 4.0  # Where the gap is greater, no other action may be taken.
 SLOPE = (0.8, 1.25)  # Of an int8 file's values against the network's.
 LOSS = 0.05  # Of what the network gains over random actions, a file may lose this share.
 
@@ -24,8 +27,8 @@ class Gate(NamedTuple):
     """One gate for one file.
 
     Attributes:
-        name: what is examined: hashes, algebra, converter, operators, agreement, saturation, scale, return or mean
-            return.
+        name: what is examined: hashes, algebra, converter, operators, agreement, saturation, scale, return, mean
+            return, or that a runtime (`reference`, `C`) gives the same values.
         file: the file, or `network`.
         passed: whether it holds.
         sentence: what was found.
@@ -135,6 +138,32 @@ def quantised(file: str, states: str, found: Agreement) -> list[Gate]:
             f"the file's values are {found.slope:.3f} times the network's in {clear} ({SLOPE[0]:g} to {SLOPE[1]:g})",
         ),
     ]
+
+
+def runtimes(file: str, runtime: str, given: Array, other: Array, step: float, masks: Array | None = None) -> Gate:
+    """Whether another runtime gives a file's values.
+
+    Args:
+        file: its name.
+        runtime: what the other one is called.
+        given: `[N, A]`, the values by the runtime that plays.
+        other: `[N, A]`, by the other one.
+        step: one int8 step, in units of value; 0 for a float32 file.
+        masks: `[N, A]` bool, the actions that are allowed; all of them if None.
+    """
+    scale = _scale(given, other)
+    error = float(np.abs(given.astype(np.float64) - other).max())
+    bound = STEPS * step if step > 0 else RUNTIMES * scale
+    allowed = masked(given, masks)
+    clear = agreement.gaps(allowed) > (CLEAR_STEPS * step if step > 0 else 2 * RUNTIMES * scale)
+    flips = int((allowed.argmax(axis=1) != masked(other, masks).argmax(axis=1))[clear].sum())
+    size = f"{error / step:.2g} int8 steps" if step > 0 else f"{error / scale:.1e} of the largest one"
+    return Gate(
+        f"runtime {runtime}",
+        file,
+        error <= bound * (1 + 1e-6) and flips == 0,
+        f"values by {runtime} differ by at most {size}, and {flips} of {int(clear.sum())} clear actions",
+    )
 
 
 def margin(network_returns: Array, random_returns: Array) -> float:

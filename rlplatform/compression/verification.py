@@ -11,7 +11,7 @@ import numpy as np
 from rlplatform import envs
 from rlplatform.agents.acting import masked
 from rlplatform.analysis import Interval, bootstrap, compare, interquartile_mean, mean
-from rlplatform.compression import agreement, gates, inspection, latency
+from rlplatform.compression import agreement, compiled, gates, inspection, latency
 from rlplatform.compression.agreement import Agreement
 from rlplatform.compression.calibration import Reservoir
 from rlplatform.compression.gates import Gate
@@ -32,7 +32,7 @@ from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError
 from rlplatform.machine import describe, versions
-from rlplatform.runtime import MANIFEST, Policy, read_file
+from rlplatform.runtime import MANIFEST, Policy, open_graph, read_file
 from rlplatform.training import Act, Evaluation, evaluate, random_actions
 
 Array = np.ndarray[Any, Any]
@@ -41,6 +41,7 @@ Progress = Callable[[str], None]
 VISITED_STATES = 10_000
 VISITED_BYTES = 2**27  # Of images, fewer states are compared.
 TIMED_STATES = 64
+RUNTIME_STATES = 500  # The reference kernels take their time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +188,7 @@ def verify(
         states, masks = reservoir.states()
         file_q = _q_values(policy, golden.observations)
         step, limits = agreement.step_of(golden.q, contents.q_step, golden.masks), contents.q_range
+        found += _other_runtimes(folder, manifest, variant, name, content, golden, file_q, contents)
         visited_q = _q_values(policy, states)
         on_golden = agreement.measure(source_q, file_q, step, limits, golden.masks)
         on_visited = agreement.measure(source.q_values(states), visited_q, step, limits, masks)
@@ -236,6 +238,41 @@ class _Arena:
             return act(observations, *masks)
 
         return evaluate(watched, self._environment, self._seeds, factory=self._factory)
+
+
+def _other_runtimes(
+    folder: pathlib.Path,
+    manifest: dict[str, Any],
+    variant: str,
+    name: str,
+    content: bytes,
+    golden: Golden,
+    file_q: Array,
+    contents: inspection.Contents,
+) -> list[Gate]:
+    """The same file by LiteRT's reference kernels, and by the bundle's C code where there is a compiler."""
+    few, masks = golden.observations[:RUNTIME_STATES], None if golden.masks is None else golden.masks[:RUNTIME_STATES]
+    given = file_q[:RUNTIME_STATES]
+    reference = open_graph(content, name, scaling=manifest["files"][name].get("input_scaling"), reference=True)
+    plain = np.stack([reference.q_values(observation) for observation in few])
+    int8 = variant == "int8" and "int8" in contents.weights
+    step = agreement.step_of(golden.q, contents.q_step, golden.masks) if int8 else 0.0
+    found = [gates.runtimes(name, "reference", given, plain, step, masks)]
+    if compiled.SOURCE not in manifest["files"] or compiled.compiler() is None:
+        return found
+    try:
+        policy = compiled.CompiledPolicy(folder, manifest["action"]["count"])
+    except RunError as error:
+        return [*found, Gate("runtime C", name, False, str(error))]
+    if variant == "float":
+        in_c = np.stack([policy.q_values(observation) for observation in few])
+    elif policy.has_int8:
+        scale, (low, _) = contents.q_step, contents.q_range
+        in_c = np.stack([policy.q_int8(observation) for observation in few]).astype(np.float64)
+        in_c = (in_c + 128.0) * scale + low
+    else:
+        return found
+    return [*found, gates.runtimes(name, "C", given, in_c, step, masks)]
 
 
 def act_of(policy: Policy) -> Act:

@@ -52,7 +52,14 @@ class Graph(NamedTuple):
         return values
 
 
-def open_graph(content: bytes, name: str, num_threads: int = 1, scaling: Mapping[str, Any] | None = None) -> Graph:
+def open_graph(
+    content: bytes,
+    name: str,
+    num_threads: int = 1,
+    scaling: Mapping[str, Any] | None = None,
+    *,
+    reference: bool = False,
+) -> Graph:
     """Loads a file whose signature `act` takes `observation`, maybe `action_mask`, and gives `q` and, maybe, `action`.
 
     Args:
@@ -60,14 +67,16 @@ def open_graph(content: bytes, name: str, num_threads: int = 1, scaling: Mapping
         name: what errors call it.
         num_threads: of the interpreter.
         scaling: `offset` and `multiplier`, each `[O...]`: an int8 file takes `(observation - offset) * multiplier`.
+        reference: run it by LiteRT's plain reference kernels, without XNNPACK: slow, and what others are compared with.
 
     Raises:
         BundleError: the interpreter does not load it, or it has no such signature.
     """
-    from ai_edge_litert.interpreter import Interpreter  # Here, so that importing the runtime takes no time.
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType  # Here: importing the runtime takes no time.
 
+    kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
     try:
-        interpreter = Interpreter(model_content=content, num_threads=num_threads)
+        interpreter = Interpreter(model_content=content, num_threads=num_threads, experimental_op_resolver_type=kernels)
         interpreter.allocate_tensors()
         runner = interpreter.get_signature_runner("act")
     except (ValueError, RuntimeError) as error:

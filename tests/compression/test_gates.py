@@ -117,3 +117,18 @@ def test_where_the_episodes_are_too_few_the_sentence_asks_for_more():
     found = play([60.0, -60.0] * 5, [0.0] * 10, 5.0)
     assert failed(found) == {"return"}
     assert found[0].sentence.endswith("more episodes would tell")
+
+
+def test_another_runtime_must_give_the_same_values_and_clear_actions():
+    given = np.array([[0.0, 10.0], [5.0, 4.9], [1.0, 2.0]])
+    assert gates.runtimes("f", "C", given, given + 5e-5, 0.0).passed
+    assert not gates.runtimes("f", "C", given, given + 5e-4, 0.0).passed
+    step = 0.1
+    assert gates.runtimes(
+        "f", "C", given, given + np.array([0.2, -0.2]), step
+    ).passed  # two steps, and no clear action changes
+    assert not gates.runtimes("f", "C", given, given + np.array([0.3, 0.0]), step).passed
+    swapped = given[:, ::-1]
+    assert "2 of 2 clear actions" in gates.runtimes("f", "C", given, swapped, step).sentence
+    masks = np.array([[True, False], [True, True], [True, True]])
+    assert "1 of 2 clear actions" in gates.runtimes("f", "C", given, swapped, step, masks).sentence

@@ -76,7 +76,7 @@ def test_a_report_tells_all_on_one_page_that_needs_nothing_else(exported):
 def test_every_gate_is_tried_by_name(exported):
     _, _, verification, _ = exported
     tried = {(gate.name, gate.file) for gate in verification.gates}
-    common = ("operators", "return", "mean return")
+    common = ("operators", "runtime reference", "return", "mean return")
     assert tried == (
         {("hashes", "policy.json"), ("algebra", "network"), ("converter", "policy.tflite")}
         | {(name, "policy.tflite") for name in common}
@@ -385,6 +385,8 @@ def test_a_microcontrollers_bundle_of_stacked_frames_and_shifted_actions_plays_a
     verification = export(run, tmp_path / "bundle", target="mcu", formats=formats, episodes=EPISODES)
     assert verification.passed
     assert_c_takes_the_golden_actions(tmp_path / "bundle")
+    tried = [(gate.name, gate.file) for gate in verification.gates]
+    assert {("runtime C", "policy.tflite"), ("runtime C", "policy_int8.tflite")} <= set(tried)
     assert api.evaluate(tmp_path / "bundle", episodes=2).evaluation.returns.tolist() == [500.0, 500.0]
     manifest = read(tmp_path / "bundle")
     observation = {
