@@ -7,6 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from rlplatform.agents import networks
+from rlplatform.agents.freezing import shares
 from rlplatform.agents.normalization import Normalization
 from rlplatform.agents.optimizer import Adam
 from rlplatform.config import Config
@@ -37,7 +38,10 @@ class Agent(tf.Module):
         self._build = (config, observation_shape, observation_dtype, num_actions)
         self.online = networks.build(*self._build, training=True)
         self.optimizer = Adam(
-            self.online.trainable_variables, config.optimizer.epsilon, config.optimizer.max_gradient_norm
+            self.online.trainable_variables,
+            config.optimizer.epsilon,
+            config.optimizer.max_gradient_norm,
+            shares(self.online, config),
         )
         self.normalization = Normalization(config, self.online)
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
@@ -52,6 +56,10 @@ class Agent(tf.Module):
         network = networks.build(*self._build)
         network.set_weights(self.online.get_weights())
         return network
+
+    def begin_with(self, weights: list[np.ndarray]) -> None:
+        """Puts other first weights into the online network, in the order of its `get_weights()`."""
+        self.online.set_weights(weights)
 
     def observe(self, block: Block) -> None:
         """Traced: takes a new block into the statistics that observations and rewards are normalised by."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from rlplatform.agents import networks
@@ -57,6 +58,11 @@ class DQN(Agent):
         self._head = head_of(config.agent)
         self.target = networks.build(*self._build, training=True)
         self.target.set_weights(self.online.get_weights())
+
+    def begin_with(self, weights: list[np.ndarray]) -> None:
+        """See `Agent`; the target network begins with them too."""
+        super().begin_with(weights)
+        self.target.set_weights(weights)
 
     def update(self, batch: Batch, learning_rate: tf.Tensor) -> UpdateMetrics:
         """Traced: one optimiser step on B transitions, then the target update when it is due."""

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rlplatform.agents.freezing import Shares
+
 BETA_1, BETA_2 = 0.9, 0.999
 
 
@@ -20,10 +22,14 @@ class Adam(tf.Module):
         epsilon: added to the root of the second moment before its bias is corrected, as in Keras and in the paper's
             faster order of operations.
         max_gradient_norm: global norm that gradients are scaled down to; inf leaves them as they are.
+        shares: of the learning rate, for each variable; None gives all of it to all.
     """
 
-    def __init__(self, variables: list[Any], epsilon: float, max_gradient_norm: float) -> None:
+    def __init__(
+        self, variables: list[Any], epsilon: float, max_gradient_norm: float, shares: Shares | None = None
+    ) -> None:
         super().__init__(name="adam")
+        self._shares = shares
         self._epsilon, self._max_gradient_norm = epsilon, max_gradient_norm
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
@@ -50,6 +56,11 @@ class Adam(tf.Module):
         self.steps.assign(steps)
         self.first_moment.assign(first)
         self.second_moment.assign(second)
-        for variable, part, shape in zip(variables, tf.split(step, self._sizes), self._shapes, strict=True):
+        parts = tf.split(step, self._sizes)
+        if self._shares is not None:
+            early = steps <= float(self._shares.turn)
+            both = zip(parts, self._shares.before, self._shares.after, strict=True)
+            parts = [part * tf.where(early, before, after) for part, before, after in both]
+        for variable, part, shape in zip(variables, parts, self._shapes, strict=True):
             variable.assign_sub(tf.reshape(part, shape))
         return norm

@@ -1,5 +1,7 @@
 """What the platform does, as functions: the command line and Python programs are two doors to them."""
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,8 +23,9 @@ from rlplatform.files import exclusive
 from rlplatform.presets import resolve
 from rlplatform.runtime import MANIFEST, Policy, read_manifest
 from rlplatform.training import Act, Callback, Evaluation, Loop, Outcome, Run
+from rlplatform.training.transfer import resolved
 
-__all__ = ["Evaluated", "compress", "evaluate", "export", "load", "session", "train", "verify"]
+__all__ = ["Evaluated", "compress", "evaluate", "export", "load", "session", "train", "transfer", "verify"]
 
 # What may change when a run goes on: how long and how it is watched, not what it is.
 MAY_CHANGE = ("training.total_steps", "evaluation.", "checkpoint.", "logging.", "callbacks.", "device")
@@ -109,6 +112,8 @@ def session(
     vector = envs.make(config.environment, factory)
     try:
         run = Run(path, config, envs.spec_of(vector, env_id))
+        if config.transfer.source and config.transfer.frozen_layers < 0:
+            run = dataclasses.replace(run, config=resolved(config, run.fresh_network()))
         dense = torsos.is_dense(config.network, run.observation_shape)
         devices.limit_threads(config.threads or (1 if dense else 0))
         with exclusive(run.path):
@@ -119,6 +124,82 @@ def session(
             return run, loop.train()
     finally:
         vector.close()
+
+
+def transfer(
+    source: Run | str | pathlib.Path,
+    env: str | Factory,
+    *,
+    freeze: int | None = None,
+    fine_tune: int = 0,
+    preset: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    out: str | pathlib.Path | None = None,
+    resume: bool = False,
+    overrides: Iterable[str] = (),
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    on_start: Callable[[Run], None] | None = None,
+) -> tuple[Run, Outcome]:
+    """Trains on another environment, with the layers of a network that has learned already.
+
+    Args:
+        source: a run, its folder, or a tf_keras model as a `.keras` file. A run also gives the shape of the network and
+            its value head, where no preset is asked for.
+        env: as for `train`.
+        freeze: how many layers with weights, from the observation on, do not learn; None for all that are taken over,
+            but for the last one; 0 lets all of them learn from the start.
+        fine_tune: the last so many of those learn after all, in the second half of the updates and at a tenth of the
+            rate (`transfer.fine_tune_from`, `transfer.fine_tune_rate`).
+        preset: as for `train`.
+        steps: as for `train`.
+        seed: as for `train`.
+        out: as for `train`.
+        resume: as for `train`.
+        overrides: as for `train`.
+        callbacks: as for `train`.
+        progress: as for `train`.
+        on_start: as for `session`.
+
+    Raises:
+        UserError: there is no such source, or no layer of it has the shape of one that is needed.
+        RunError: as for `train`.
+    """
+    path = source.path if isinstance(source, Run) else pathlib.Path(source)
+    frozen = -1 if freeze is None else freeze
+    begun = pathlib.Path(out, "config.toml") if resume and out is not None else None
+    if freeze is None and begun is not None and begun.is_file():  # as many as -1 was then
+        frozen = configuration.load(begun).transfer.frozen_layers
+    settings = [
+        f"transfer.source={json.dumps(str(path))}",
+        f"transfer.frozen_layers={frozen}",
+        f"transfer.fine_tuned_layers={fine_tune}",
+    ]
+    if preset is None and path.is_dir():
+        settings = [*_shape_of(Run.open(path)), *settings]
+    return session(
+        env,
+        steps=steps,
+        preset=preset,
+        seed=seed,
+        out=out,
+        resume=resume,
+        overrides=[*settings, *overrides],
+        callbacks=callbacks,
+        progress=progress,
+        on_start=on_start,
+    )
+
+
+def _shape_of(run: Run) -> list[str]:
+    """The settings that make a network like a run's."""
+    tree = configuration.to_dict(run.config)
+    keys = [f"network.{name}" for name in tree["network"]]
+    keys += [f"agent.{name}" for name in ("algorithm", "head", "num_atoms", "v_min", "v_max", "num_quantiles")]
+    keys += ["environment.frame_stack"]
+    values = (tree[section][name] for section, _, name in (key.partition(".") for key in keys))
+    return [f"{key}={json.dumps(value)}" for key, value in zip(keys, values, strict=True)]
 
 
 def load(run: str | pathlib.Path) -> Run:

@@ -117,6 +117,28 @@ def _parser() -> Parser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value, like replay.capacity=100000"
     )
 
+    transfer = _command(
+        commands,
+        "transfer",
+        _transfer,
+        "train with the layers of a network that has learned already",
+        "rlplatform transfer runs/pole --to rlplatform.envs.variants:HeavyCartPole --out runs/heavy",
+    )
+    transfer.add_argument("source", metavar="RUN", help="a run's folder, or a tf_keras model as a .keras file")
+    transfer.add_argument("--to", required=True, dest="env", metavar="ENV_ID", help="where to train, as for `train`")
+    transfer.add_argument(
+        "--freeze", type=_number, metavar="N", help="first layers that do not learn (default: all reused but the last)"
+    )
+    transfer.add_argument(
+        "--fine-tune", type=_number, default=0, metavar="K", help="the last K of those learn in the second half, slowly"
+    )
+    transfer.add_argument("--preset", metavar="NAME", help="as for `train`; by default the network is like the run's")
+    transfer.add_argument("--steps", type=_number, metavar="N", help="env steps in all")
+    transfer.add_argument("--seed", type=_number, metavar="S", help="what every random number follows from")
+    transfer.add_argument("--out", metavar="DIR", help="the new run's folder; by default the first free runs/ENV_ID-N")
+    transfer.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    transfer.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for `train`")
+
     evaluate = _command(
         commands, "evaluate", _evaluate, "play greedy episodes", "rlplatform evaluate runs/pole --episodes 100"
     )
@@ -315,6 +337,11 @@ def _train(args: Any) -> Result:
         overrides=args.set,
         on_start=started,
     )
+    return _trained(run, outcome, f"train {args.env}")
+
+
+def _trained(run: Any, outcome: Any, command: str) -> Result:
+    """What is told of a session of training, and the command that goes on with it."""
     best = run.best()
     result = {
         "run": str(run.path),
@@ -328,8 +355,40 @@ def _train(args: Any) -> Result:
     if best is not None:
         text += f"; best mean return {best.mean_return:.1f}, at step {best.step}"
     if outcome.signal:
-        text += f"; go on with: rlplatform train {args.env} --out {run.path} --resume"
+        text += f"; go on with: rlplatform {command} --out {run.path} --resume"
     return (128 + outcome.signal if outcome.signal else 0), result, text
+
+
+def _transfer(args: Any) -> Result:
+    api = _api()
+    layers: list[dict[str, str | None]] = []
+
+    def started(run: Any) -> None:
+        from rlplatform.training.transfer import load_source, match
+
+        found = match(run.fresh_network(), load_source(run.config.transfer.source))
+        frozen = run.config.transfer.frozen_layers
+        for index, layer in enumerate(found):
+            origin = "fresh" if layer.source is None else f"from {layer.source}"
+            print(f"{layer.name}: {origin}{', frozen' if index < frozen else ''}", file=sys.stderr)
+        layers.extend(layer._asdict() for layer in found)
+        print(f"training in {run.path}; watch it: tensorboard --logdir {run.path}", file=sys.stderr)
+
+    run, outcome = api.transfer(
+        args.source,
+        args.env,
+        freeze=args.freeze,
+        fine_tune=args.fine_tune,
+        preset=args.preset,
+        steps=args.steps,
+        seed=args.seed,
+        out=args.out,
+        resume=args.resume,
+        overrides=args.set,
+        on_start=started,
+    )
+    code, result, text = _trained(run, outcome, f"transfer {args.source} --to {args.env}")
+    return code, result | {"layers": layers}, text
 
 
 def _evaluate(args: Any) -> Result:

@@ -249,6 +249,17 @@ class CallbacksConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """Another network whose layers a run begins with; those with weights are counted from the observation on."""
+
+    source: str = _field("", "a run's folder, or a .keras file; empty: all weights are fresh")
+    frozen_layers: int = _field(0, "first layers that do not learn; -1: all taken over, but for the last", -1, 1_000)
+    fine_tuned_layers: int = _field(0, "the last of those, which learn after all, later and less", 0, 1_000)
+    fine_tune_from: float = _field(0.5, "share of the updates after which they do", 0.0, 1.0)
+    fine_tune_rate: float = _field(0.1, "their share of the learning rate", 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that a run is made from; saved whole in the run as `config.toml`."""
 
@@ -266,6 +277,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     callbacks: CallbacksConfig = CallbacksConfig()
+    transfer: TransferConfig = TransferConfig()
 
     def __post_init__(self) -> None:
         training, num_envs = self.training, self.environment.num_envs

@@ -23,7 +23,7 @@ QUICK = [
     *("--set", "training.gradient_steps=2", "--set", "training.learning_starts=32", "--set", "training.batch_size=8"),
     *("--set", "replay.capacity=256", "--set", "evaluation.episodes=2"),
 ]
-COMMANDS = ("train", "evaluate", "compress", "export", "verify", "benchmark", "sweep", "list")
+COMMANDS = ("train", "transfer", "evaluate", "compress", "export", "verify", "benchmark", "sweep", "list")
 MY_ENV = '''
 import gymnasium as gym
 import numpy as np
@@ -348,3 +348,17 @@ def test_sigterm_saves_and_leaves_with_128_and_the_signal_and_the_run_goes_on(tm
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == int(np.ceil((steps + 64) / 16)) * 16
+
+
+def test_a_run_is_transferred_and_its_layers_are_named(shop, tmp_path, typed):
+    walk = write_env(tmp_path / "walk.py")
+    code, out, err = typed(
+        "transfer", shop / "run", "--to", walk, "--steps", 64, "--out", tmp_path / "new", *QUICK, "--json"
+    )
+    assert code == 0
+    assert "dense_0: from dense_0" in err[0]
+    layers = json.loads(out[-1])["layers"]
+    assert layers[0]["source"] == "dense_0"
+    code, _, err = typed("transfer", tmp_path / "nowhere", "--to", walk, "--out", tmp_path / "other")
+    assert code == 2
+    assert "transfer.source must be a run's folder or a .keras file" in err[-1]

@@ -20,7 +20,7 @@ from rlplatform.config import to_dict, to_toml
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError
 from rlplatform.training import callbacks as callbacks_module
-from rlplatform.training import schedules
+from rlplatform.training import schedules, transfer
 from rlplatform.training.callbacks import Callback
 from rlplatform.training.collectors import Episode, HostCollector
 from rlplatform.training.evaluation import Evaluation, evaluate, greedy, record
@@ -79,6 +79,7 @@ class Loop:
         self._callbacks = [*callbacks_module.from_config(run.config.callbacks), *callbacks]
         self._checkpoints = run.checkpoints()
         self._acting = self._learner.weights()  # what the next block is collected with
+        self.taken_over: list[transfer.Layer] = []
         self._pending: AnyBlock | None = None  # the newest block, not yet learned from
         self._learned_blocks = self._updates = 0
         training, rows = run.config.training, run.config.rows_before_sampling
@@ -94,6 +95,8 @@ class Loop:
         self._best_return = -math.inf
         self._saved_step = -1
         saved = self._checkpoints.restore() if resume else None
+        if saved is None and run.config.transfer.source:
+            self._begin_with(run.config.transfer.source)
         if saved is not None:
             self._load_state(saved.variables, saved.host)
             self._saved_step = saved.step
@@ -104,6 +107,13 @@ class Loop:
             self.log.truncate_after(self.step)
         if saved is None:
             self._describe()
+
+    def _begin_with(self, source: str) -> None:
+        """Takes layers over from another network."""
+        network = self._learner.agent.online
+        self.taken_over = transfer.take_over(network, transfer.load_source(source))
+        self._learner.agent.begin_with(network.get_weights())
+        self._acting = self._learner.weights()
 
     # --- what callbacks see ---------------------------------------------------------------------------------------
 

@@ -95,11 +95,13 @@ class Run:
             UserError: there are no such weights yet.
             RunError: they are damaged.
         """
-        network = networks.build(
-            self.config, self.observation_shape, self.spec.observation_dtype, self.spec.num_actions
-        )
+        network = self.fresh_network()
         network.set_weights(self._weights(which))
         return network
+
+    def fresh_network(self) -> Any:
+        """The Q-network with first weights."""
+        return networks.build(self.config, self.observation_shape, self.spec.observation_dtype, self.spec.num_actions)
 
     def act(self, which: Literal["best", "last"] = "best") -> Act:
         """The greedy policy of `network(which)`: [n, S...] observations to [n] actions."""

@@ -1,0 +1,132 @@
+"""Transfer: which layers are taken over, which stay as they are, and when they learn."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from numpy.testing import assert_array_equal
+from quick import QUICK
+
+from rlplatform import api, config
+from rlplatform.agents import networks
+from rlplatform.agents.freezing import shares
+from rlplatform.config import Config
+from rlplatform.errors import UserError
+from rlplatform.training.transfer import Layer, freezable, load_source, match, take_over
+
+DEEP = [*QUICK, "network.hidden_units=[8, 6]", "training.total_steps=128"]
+
+
+def network(shape=(4,), actions=2, seed=0, **settings):
+    keras.utils.set_random_seed(seed)
+    made = Config().replace(network={"hidden_units": [8, 6]} | settings)
+    return networks.build(made, shape, "float32", actions)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "run"
+    return api.train("CartPole-v1", preset="dqn", seed=1, out=path, overrides=DEEP, progress=False)
+
+
+def test_layers_of_the_same_shapes_are_taken_over_in_order():
+    layers = take_over(new := network(seed=1), old := network())
+    assert [layer.source for layer in layers] == ["dense_0", "dense_1", "q_values"] or all(
+        layer.source == layer.name for layer in layers
+    )
+    for one, other in zip(new.get_weights(), old.get_weights(), strict=True):
+        assert_array_equal(one, other)
+
+
+def test_what_differs_begins_fresh_and_what_follows_is_still_found():
+    found = match(network(shape=(6,), actions=3), network())
+    assert [layer.source is not None for layer in found] == [False, True, False]
+    assert freezable(found) == 2
+    assert freezable(match(network(), network())) == 2  # the last layer always learns
+    assert freezable([Layer("a", None), Layer("b", None), Layer("c", "x")]) == 0
+
+
+def test_a_keras_file_is_a_source_too(tmp_path):
+    own = keras.Sequential([keras.Input([4]), keras.layers.Dense(8, name="mine"), keras.layers.Dense(5)])
+    own.save(tmp_path / "own.keras")
+    found = match(network(), load_source(str(tmp_path / "own.keras")))
+    assert [layer.source for layer in found] == ["mine", None, None]
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("nowhere.keras", "there is no file"),
+        ("policy.tflite", "must be a run's folder or a"),
+        (".", "is not a run folder"),
+    ],
+)
+def test_what_is_no_source_is_refused_in_a_sentence(source, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        load_source(source)
+
+
+def test_a_source_without_a_layer_that_fits_is_refused():
+    with pytest.raises(UserError, match=r"no layer of the source has the shape .* dense_0 \[3, 8\]"):
+        take_over(network(), network(shape=(3,), actions=7, hidden_units=[8, 9]))
+
+
+def test_shares_of_the_learning_rate_by_hand():
+    made = Config().replace(
+        transfer={
+            "source": "x",
+            "frozen_layers": 2,
+            "fine_tuned_layers": 1,
+            "fine_tune_rate": 0.1,
+            "fine_tune_from": 0.5,
+        },
+        training={"total_steps": 400, "train_interval": 4, "gradient_steps": 2},
+    )
+    found = shares(network(), made)
+    assert found.before == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]  # kernel and bias of each layer
+    assert found.after == [0.0, 0.0, 0.1, 0.1, 1.0, 1.0]
+    assert found.turn == 100
+    assert shares(network(), made.replace(transfer={"frozen_layers": 0})) is None
+    assert shares(network(), Config()) is None
+
+
+def weights(run):
+    return {layer.name: layer.get_weights() for layer in run.network("last").layers if layer.weights}
+
+
+@pytest.mark.parametrize(("fine_tune", "moves"), [(0, [False, False, True]), (1, [False, True, True])])
+def test_frozen_layers_stay_and_fine_tuned_ones_move_later(source, tmp_path, fine_tune, moves):
+    run, _ = api.transfer(
+        source,
+        "rlplatform.envs.variants:HeavyCartPole",
+        fine_tune=fine_tune,
+        seed=2,
+        out=tmp_path / "run",
+        overrides=[setting for setting in DEEP if not setting.startswith("network.")],
+        progress=False,
+    )
+    assert run.config.transfer.frozen_layers == 2
+    assert run.config.network == source.config.network
+    before, after = source.network("best"), weights(run)
+    layers = [layer for layer in before.layers if layer.weights]
+    moved = [
+        any(not np.array_equal(a, b) for a, b in zip(layer.get_weights(), after[layer.name], strict=True))
+        for layer in layers
+    ]
+    assert moved == moves
+
+
+def test_a_transferred_run_goes_on_without_its_source(source, tmp_path):
+    settings = [setting for setting in DEEP if not setting.startswith("network.")]
+    copy = tmp_path / "copy"
+    network_file = copy / "own.keras"
+    copy.mkdir()
+    source.network("best").save(network_file)
+    options = {"preset": "dqn", "out": tmp_path / "run", "progress": False, "seed": 2}
+    shape = "network.hidden_units=[8, 6]"
+    api.transfer(network_file, "CartPole-v1", overrides=[*settings, shape], **options)
+    network_file.unlink()
+    longer = [*(setting for setting in settings if "total_steps" not in setting), shape, "training.total_steps=192"]
+    run, outcome = api.transfer(network_file, "CartPole-v1", overrides=longer, resume=True, **options)
+    assert (outcome.steps, outcome.reason) == (192, "finished")
+    assert config.load(run.path / "config.toml").transfer.frozen_layers == 2
