@@ -312,7 +312,8 @@ def test_without_the_format_saved_model_the_bundle_has_no_network(exported, monk
     verification = export(exported[0], tmp_path / "out", formats=["tflite"], episodes=1)
     assert verification.passed
     assert not (tmp_path / "out" / "saved_model").exists()
-    assert set(read(tmp_path / "out")["files"]) == {"policy.tflite", "policy_int8.tflite", "golden.npz"}
+    files = {"policy.tflite", "policy_int8.tflite", "golden.npz", "report.html"}
+    assert set(read(tmp_path / "out")["files"]) == files
 
 
 @pytest.mark.parametrize(
