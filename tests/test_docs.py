@@ -24,6 +24,7 @@ sys.path.insert(
 )  # as a script too: the checkout, installed or not
 
 from rlplatform import cli, config, runtime
+from rlplatform.analysis import scores
 from rlplatform.presets import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -125,6 +126,35 @@ def test_the_environment_in_the_readme_can_be_made_and_pays_at_its_right_end(tmp
         assert rewards == [0.0, 0.0, 1.0]
     finally:
         env.close()
+
+
+FULL = 10  # seeds of a row that is shown
+
+
+def returns_table():
+    """The rows of `benchmarks/returns.json` that are complete, as the README shows them."""
+    tree = json.loads((ROOT / "benchmarks" / "returns.json").read_text(encoding="utf-8"))
+    lines = [
+        "| Environment | Preset | Env steps | IQM, 95 % interval | Worst seed | Newest policy's IQM |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in scores.rows(tree):
+        if row.seeds >= FULL:
+            cells = (row.env, f"`{row.preset}`", f"{row.steps:,}", scores.interval(row.best, row.seeds))
+            cells += (scores.number(row.worst), scores.interval(row.last, row.seeds))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_returns(text):
+    """The README with this table in the place of the one that it has."""
+    start = text.index("| Environment | Preset |")
+    return text[:start] + returns_table() + text[text.index("\n\n", start) :]
+
+
+def test_the_returns_in_the_readme_are_those_of_the_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == with_returns(text), "python tests/test_docs.py writes it anew"
 
 
 def test_the_results_in_the_readme_are_those_of_the_files():
@@ -321,3 +351,5 @@ def test_the_page_of_all_keys_has_a_row_for_each():
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     CONFIGURATION.write_text(configuration_page(), encoding="utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(with_returns(readme.read_text(encoding="utf-8")), encoding="utf-8")
