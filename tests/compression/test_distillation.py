@@ -72,7 +72,7 @@ def test_every_state_comes_once_in_each_pass_in_another_order():
         assert_allclose(np.sort(found[:, 0]), np.sort(seen.observations[:, 0]))
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_student_learns_its_teachers_choices(masked, tmp_path):
     keras.utils.set_random_seed(0)
     seen, held_out = labels(4_000, masked), labels(500, masked, seed=1)
@@ -87,6 +87,7 @@ def test_a_student_learns_its_teachers_choices(masked, tmp_path):
     assert list((tmp_path / "log").rglob("events.*"))
 
 
+@pytest.mark.slow
 def test_training_stops_early_and_keeps_its_best_weights():
     keras.utils.set_random_seed(0)
     seen, held_out = labels(32), labels(200, seed=1)
@@ -101,6 +102,7 @@ def test_training_stops_early_and_keeps_its_best_weights():
     assert_allclose(kept, found.loss, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_large_is_said_in_a_sentence():
     seen = labels(200)
     student = students.build(students.parse("8-8"), seen.observations, 3)
