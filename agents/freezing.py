@@ -27,7 +27,7 @@ def shares(network: Any, config: Config) -> Shares | None:
     transfer, training = config.transfer, config.training
     if not transfer.source or transfer.frozen_layers == 0:
         return None
-    layers = [layer for layer in network.layers if layer.trainable_weights]
+    layers = [layer for layer in network.layers if layer.weights]  # as `training.transfer` counts them
     frozen = layers[: transfer.frozen_layers]
     tuned = frozen[max(0, len(frozen) - transfer.fine_tuned_layers) :] if transfer.fine_tuned_layers else []
     before, after = [], []

@@ -13,7 +13,7 @@ from rlplatform.errors import RunError
 
 Array = np.ndarray[Any, Any]
 
-SOURCE, HEADER = "policy.c", "policy.h"
+SOURCE = "policy.c"
 COMPILERS = ("cc", "gcc", "clang")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
 FLAGS = ("-std=c99", "-ffreestanding", "-O2", "-shared", "-fPIC", *WARNINGS)

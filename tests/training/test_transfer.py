@@ -90,6 +90,13 @@ def test_shares_of_the_learning_rate_by_hand():
     assert shares(network(), Config()) is None
 
 
+def test_the_last_layer_learns_though_statistics_of_observations_come_first():
+    built = network(normalize_observations=True)
+    count = freezable(match(built, network(normalize_observations=True)))
+    found = shares(built, Config().replace(transfer={"source": "x", "frozen_layers": count}))
+    assert found.before == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+
+
 def weights(run):
     return {layer.name: layer.get_weights() for layer in run.network("last").layers if layer.weights}
 
