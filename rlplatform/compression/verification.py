@@ -251,8 +251,10 @@ def _other_runtimes(
     contents: inspection.Contents,
 ) -> list[Gate]:
     """The same file by LiteRT's reference kernels, and by the bundle's C code where there is a compiler."""
-    few, masks = golden.observations[:RUNTIME_STATES], None if golden.masks is None else golden.masks[:RUNTIME_STATES]
-    given = file_q[:RUNTIME_STATES]
+    # Spread over all of them: the first half are those with the smallest gaps, beside which rounding looks large.
+    chosen = np.linspace(0, len(file_q) - 1, min(len(file_q), RUNTIME_STATES)).astype(int)
+    few, masks = golden.observations[chosen], None if golden.masks is None else golden.masks[chosen]
+    given = file_q[chosen]
     reference = open_graph(content, name, scaling=manifest["files"][name].get("input_scaling"), reference=True)
     plain = np.stack([reference.q_values(observation) for observation in few])
     int8 = variant == "int8" and "int8" in contents.weights
