@@ -251,8 +251,7 @@ def _other_runtimes(
     contents: inspection.Contents,
 ) -> list[Gate]:
     """The same file by LiteRT's reference kernels, and by the bundle's C code where there is a compiler."""
-    # Spread over all of them: the first half are those with the smallest gaps, beside which rounding looks large.
-    chosen = np.linspace(0, len(file_q) - 1, min(len(file_q), RUNTIME_STATES)).astype(int)
+    chosen = spread(len(file_q), RUNTIME_STATES)
     few, masks = golden.observations[chosen], None if golden.masks is None else golden.masks[chosen]
     given = file_q[chosen]
     reference = open_graph(content, name, scaling=manifest["files"][name].get("input_scaling"), reference=True)
@@ -275,6 +274,14 @@ def _other_runtimes(
     else:
         return found
     return [*found, gates.runtimes(name, "C", given, in_c, step, masks)]
+
+
+def spread(count: int, most: int) -> Array:
+    """`[min(count, most)]` int64: which of `count` golden states to take, evenly over all of them.
+
+    The first half are those with the smallest gaps; beside their values alone, rounding would look large.
+    """
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 def act_of(policy: Policy) -> Act:

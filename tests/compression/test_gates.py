@@ -3,6 +3,7 @@ import pytest
 
 from rlplatform.analysis import compare, mean
 from rlplatform.compression import agreement, gates, inspection
+from rlplatform.compression.verification import spread
 
 RNG = np.random.default_rng(0)
 NETWORK_Q = 100.0 + RNG.normal(0, 1, (200, 3))
@@ -132,3 +133,10 @@ def test_another_runtime_must_give_the_same_values_and_clear_actions():
     assert "2 of 2 clear actions" in gates.runtimes("f", "C", given, swapped, step).sentence
     masks = np.array([[True, False], [True, True], [True, True]])
     assert "1 of 2 clear actions" in gates.runtimes("f", "C", given, swapped, step, masks).sentence
+
+
+def test_runtimes_are_compared_on_easy_states_as_much_as_on_hard_ones():
+    chosen = spread(1_000, 500)  # golden states: the 500 with the smallest gaps come first
+    assert len(set(chosen)) == 500
+    assert abs((chosen < 500).sum() - 250) <= 1
+    assert list(spread(3, 500)) == [0, 1, 2]
