@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+from rlplatform.agents.pruning import layer_sparsities
 from rlplatform.compression import canonical, students
 from rlplatform.compression.clustering import cluster
 from rlplatform.compression.distillation import Recipe, distil
 from rlplatform.compression.labels import Labels
-from rlplatform.compression.pruning import layer_sparsities, prune
+from rlplatform.compression.pruning import prune
 from rlplatform.errors import UserError
 
 SHAPES = st.lists(st.integers(1, 200), min_size=2, max_size=4).map(tuple)
