@@ -391,6 +391,8 @@ def test_every_shipped_preset_turns_on_the_parts_that_its_paper_names():
     assert parts("iqn")[0] == "implicit_quantile"
     assert parts("rainbow") == ("categorical", 3, {"double", "dueling", "noisy", "prioritized"})
     assert parts("btr")[0] == "implicit_quantile"
+    unpruned, pruned = (resolve("CartPole-v1", preset=name) for name in ("dqn", "pruned"))
+    assert config.differences(unpruned, pruned) == ["prune.final_sparsity"]
     assert parts("btr")[2] >= {"dueling", "noisy", "prioritized", "munchausen"}
 
 
