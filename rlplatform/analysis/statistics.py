@@ -120,11 +120,12 @@ def nested_bootstrap(
     columns, runs, episodes = values.shape
     if not runs * episodes:
         raise ValueError("a bootstrap needs at least one run with one episode")
+    limits = [runs] + [episodes] * episodes  # in one call, so that chunks do not show
 
     def draw(rng: np.random.Generator, size: int) -> Array:
-        run = rng.integers(0, runs, (size, runs, 1))
-        episode = rng.integers(0, episodes, (size, runs, episodes))
-        return np.moveaxis(values[:, run, episode].reshape(columns, size, runs * episodes), 0, 1)
+        picks = rng.integers(0, limits, (size, runs, 1 + episodes))
+        samples = values[:, picks[..., :1], picks[..., 1:]]  # [P, R, S, E]
+        return np.moveaxis(samples.reshape(columns, size, runs * episodes), 0, 1)
 
     return _percentiles(draw, statistic, values.reshape(columns, -1), confidence, resamples, seed)
 
