@@ -120,10 +120,10 @@ def nested_bootstrap(
     columns, runs, episodes = values.shape
     if not runs * episodes:
         raise ValueError("a bootstrap needs at least one run with one episode")
-    limits = [runs] + [episodes] * episodes  # in one call, so that chunks do not show
+    limits = np.array([runs] + [episodes] * episodes)
 
     def draw(rng: np.random.Generator, size: int) -> Array:
-        picks = rng.integers(0, limits, (size, runs, 1 + episodes))
+        picks = (rng.random((size, runs, 1 + episodes)) * limits).astype(np.intp)  # one call: chunks do not show
         samples = values[:, picks[..., :1], picks[..., 1:]]  # [P, R, S, E]
         return np.moveaxis(samples.reshape(columns, size, runs * episodes), 0, 1)
 
