@@ -105,7 +105,9 @@ class EnvironmentConfig:
 class NetworkConfig:
     """The Q-network: a torso and, on top of it, one or two streams of values."""
 
-    torso: str = _field("auto", "auto, mlp, nature, minatar, impala, impala_x2, or `module:function` of your own")
+    torso: str = _field(
+        "auto", "auto, linear, mlp, nature, minatar, impala, impala_x2, or `module:function` of your own"
+    )
     hidden_units: tuple[int, ...] = _field((256, 256), "mlp: width of each hidden layer", 1, 65536)
     dueling: bool = _field(False, "separate value and advantage streams (Wang et al. 2016)")
     noisy: bool = _field(False, "noise in the last hidden and the output layers explores (Fortunato et al. 2018)")
