@@ -27,8 +27,8 @@ class Gate(NamedTuple):
     """One gate for one file.
 
     Attributes:
-        name: what is examined: hashes, algebra, frames, converter, operators, agreement, saturation, scale, return,
-            mean return, or that a runtime (`reference`, `C`, `ONNX`, `tflite-micro`) gives the same values.
+        name: what is examined: hashes, algebra, contract, frames, converter, operators, agreement, saturation, scale,
+            return, mean return, or that a runtime (`reference`, `C`, `ONNX`, `tflite-micro`) gives the same values.
         file: the file, or `network`.
         passed: whether it holds.
         sentence: what was found.

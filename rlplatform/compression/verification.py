@@ -11,7 +11,7 @@ import numpy as np
 from rlplatform import envs
 from rlplatform.agents.acting import masked
 from rlplatform.analysis import Interval, bootstrap, compare, interquartile_mean, mean
-from rlplatform.compression import agreement, gates, inspection, latency, runtimes, stacking
+from rlplatform.compression import agreement, contract, gates, inspection, latency, runtimes
 from rlplatform.compression.agreement import Agreement
 from rlplatform.compression.calibration import Reservoir
 from rlplatform.compression.gates import Gate
@@ -187,6 +187,8 @@ def verify(
         if contents.foreign:  # It does not run.
             continue
         policy = Policy(folder, variant)
+        if variant == "float":
+            found += contract.examine(policy, environment, seed, factory)
         reservoir = Reservoir(_visited_count(golden.observations), seed)
         played = arena.play(name, act_of(policy), reservoir)
         states, masks = reservoir.states()
@@ -200,8 +202,6 @@ def verify(
         if variant == "float":
             actions = policy.act_batch(golden.observations, golden.masks) - policy.action_start
             found.append(gates.converter(name, source_q, golden.q, file_q, actions, golden.masks))
-            if environment.frame_stack > 1:
-                found.append(stacking.frames(name, policy, environment, seed, factory))
         else:
             found += gates.quantised(name, "golden", on_golden)
             found += gates.quantised(name, "visited", on_visited)
