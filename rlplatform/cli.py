@@ -11,7 +11,7 @@ from typing import Any
 
 import rlplatform
 from rlplatform import benchmark
-from rlplatform.arguments import Parser, Result, add_command, load_api, number, positive, share
+from rlplatform.arguments import Parser, Result, add_command, load_api, names, number, positive, share
 from rlplatform.errors import RunError, UserError
 
 EPILOG = "Every command takes --json (one JSON object on the last line of standard output), --debug and --help."
@@ -143,6 +143,13 @@ def _parser() -> Parser:
             "--force", action="store_true", help="write the bundle even where a gate fails, and say so in it"
         )
         export.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+        export.add_argument(
+            "--formats",
+            type=names,
+            default=("tflite", "saved_model"),
+            metavar="LIST",
+            help="of tflite, saved_model, onnx (extra onnx), c, with commas between (default tflite,saved_model)",
+        )
         if name == "compress":
             export.add_argument(
                 "--budget", metavar="SIZE", help="bytes of the smaller file, like 4kB, or auto for as few as still play"
@@ -155,13 +162,6 @@ def _parser() -> Parser:
             )
             export.add_argument(
                 "--log-dir", metavar="DIR", help="where TensorBoard finds the losses of smaller networks"
-            )
-        if name == "export":
-            export.add_argument(
-                "--formats",
-                default="tflite,saved_model",
-                metavar="LIST",
-                help="of tflite, saved_model, c (default tflite,saved_model)",
             )
 
     verify = add_command(
@@ -309,6 +309,7 @@ def _evaluate(args: Any) -> Result:
 def _export(args: Any) -> Result:
     options = {
         "target": args.device,
+        "formats": args.formats,
         "episodes": args.episodes,
         "seed": args.seed,
         "which": args.weights,
@@ -320,7 +321,7 @@ def _export(args: Any) -> Result:
         options |= {"budget": args.budget, "prune": args.prune, "clusters": args.clusters, "log_dir": args.log_dir}
         exported = load_api().compress(args.target, args.out, **options)
     else:
-        exported = load_api().export(args.target, args.out, formats=tuple(args.formats.split(",")), **options)
+        exported = load_api().export(args.target, args.out, **options)
     return 0, exported.to_json(), f"{exported.table()}\nbundle: {exported.path}"
 
 

@@ -3,13 +3,14 @@
 Knows networks, files and how they play. How files are laid out in a bundle, and the command line, may not come in.
 """
 
-from rlplatform.compression import inspection
+from rlplatform.compression import inspection, micro, onnx_file
 from rlplatform.compression.agreement import Agreement, gaps
 from rlplatform.compression.calibration import States, mixture, visited
 from rlplatform.compression.canonical import Canonical, canonical
 from rlplatform.compression.clustering import cluster
 from rlplatform.compression.conversion import TARGETS, Files, Scaling, Target, convert, save
 from rlplatform.compression.gates import Gate
+from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.pruning import prune
 from rlplatform.compression.reference import GOLDEN, NETWORK, STUDENT, Golden, open_bundle
 from rlplatform.compression.search import (
@@ -26,6 +27,7 @@ from rlplatform.compression.verification import Progress, Row, Verification, mac
 __all__ = [
     "GOLDEN",
     "NETWORK",
+    "ONNX_FILE",
     "STUDENT",
     "TARGETS",
     "Agreement",
@@ -50,7 +52,9 @@ __all__ = [
     "gaps",
     "inspection",
     "machine",
+    "micro",
     "mixture",
+    "onnx_file",
     "open_bundle",
     "parse_budget",
     "prune",

@@ -1,4 +1,4 @@
-"""From a canonical network to .tflite files, in a process of its own: float32, and int8 after training."""
+"""From a canonical network to files, in a process of its own: .tflite in float32 and in int8 after training, ONNX."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from rlplatform.compression import agreement, chain, inspection, worker
+from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.refinement import refine
 from rlplatform.errors import RunError, UserError
 from rlplatform.runtime import open_graph
@@ -44,12 +45,14 @@ class Files(NamedTuple):
             `action`: the greatest of the int8 values, of those that are allowed, is the action.
         scaling: what is done to an observation before it enters the `mcu` file; None for images and for `cpu`.
         quantisation: how the int8 file came about, in words and numbers.
+        onnx_file: the float32 file's inputs and outputs as ONNX, if it was asked for.
     """
 
     float_file: bytes
     int8_file: bytes
     scaling: Scaling | None
     quantisation: dict[str, Any]
+    onnx_file: bytes | None = None
 
 
 def convert(
@@ -58,6 +61,7 @@ def convert(
     target: Target = "cpu",
     quantisation: Quantisation = "auto",
     masks: Array | None = None,
+    onnx: bool = False,
 ) -> Files:
     """Converts a canonical network.
 
@@ -72,6 +76,7 @@ def convert(
         target: what the int8 file is for.
         quantisation: how to make it.
         masks: `[N, A]` bool, the actions that are allowed in `calibration`, where the environment offers masks.
+        onnx: whether to make the ONNX file too, which needs the extra `onnx`.
 
     Raises:
         UserError: the target is unknown, or dynamic int8 is asked for a microcontroller.
@@ -102,6 +107,8 @@ def convert(
         jobs.append({"mode": "dynamic", "saved_model": "float", "output": "dynamic.tflite"})
     if target == "mcu" or quantisation != "dynamic":
         jobs.append(static)
+    if onnx:
+        jobs.append({"mode": "onnx", "saved_model": "float", "output": ONNX_FILE})
     with tempfile.TemporaryDirectory(prefix="rlplatform-") as name:
         folder = pathlib.Path(name)
         save(model, observation_dtype, folder / "float", mask=masks is not None)
@@ -116,7 +123,7 @@ def convert(
     refined = {
         mode: refine(content, made["float"], named, calibration, expected, masks)
         for mode, content in made.items()
-        if mode != "float"
+        if mode not in ("float", "onnx")
     }
     method, reason = _choose({mode: content for mode, (content, _) in refined.items()}, calibration, expected, masks)
     content, refinements = refined[method]
@@ -133,7 +140,7 @@ def convert(
     }
     if method == "static":
         details["dense_scales"] = "per unit" if per_channel else "per layer"
-    return Files(made["float"], content, scaling, details)
+    return Files(made["float"], content, scaling, details, made.get("onnx"))
 
 
 def save(
@@ -184,7 +191,7 @@ def _run(folder: pathlib.Path) -> None:
         return
     reason = folder / "error.txt"
     lines = [reason.read_text()] if reason.exists() else [line for line in done.stderr.splitlines() if line.strip()]
-    raise RunError(f"the conversion to LiteRT failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
+    raise RunError(f"the conversion failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
 
 
 def _choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array | None) -> tuple[str, str]:

@@ -30,6 +30,11 @@ class Contents(NamedTuple):
     q_step: float
     q_range: tuple[float, float]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that it computes is in whole numbers."""
+        return self.static and not self.float_islands
+
 
 def read(content: bytes) -> Contents:
     """Reads a file with one signature, which gives `q`.

@@ -1,4 +1,4 @@
-"""The process that runs TensorFlow's converter: started with a folder, never imported.
+"""The process that runs TensorFlow's converter, and the one to ONNX: started with a folder, never imported.
 
 Every `convert()` keeps about 22 MB for good, and the converter writes notes to standard output from C++; both end with
 this process. The folder holds `jobs.json`, the SavedModels that it names and `calibration.npy`; each job leaves a file.
@@ -20,7 +20,9 @@ def main(folder: pathlib.Path) -> int:
 
         calibration = np.load(folder / "calibration.npy", mmap_mode="r")
         for job in json.loads((folder / "jobs.json").read_text()):
-            (folder / job["output"]).write_bytes(convert(tf, folder / job["saved_model"], job, calibration))
+            saved_model = folder / job["saved_model"]
+            made = to_onnx(tf, saved_model) if job["mode"] == "onnx" else convert(tf, saved_model, job, calibration)
+            (folder / job["output"]).write_bytes(made)
     except Exception as error:  # Whatever the converter raises, the parent tells it.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         (folder / "error.txt").write_text(lines[-1] if lines else type(error).__name__)
@@ -57,6 +59,17 @@ def convert(tf: Any, saved_model: pathlib.Path, job: dict[str, Any], calibration
         converter.inference_output_type = getattr(tf, job["output_type"])
         converter._experimental_disable_per_channel_quantization_for_dense_layers = not job["per_channel"]
     return converter.convert()  # type: ignore[no-any-return]
+
+
+def to_onnx(tf: Any, saved_model: pathlib.Path) -> bytes:
+    """The ONNX twin of a float32 file: the inputs and outputs of the signature `act` by their names and dtypes."""
+    from tf2onnx.convert import from_function  # Here: the extra `onnx` may be missing.
+
+    module = tf.saved_model.load(str(saved_model))
+    _, inputs = module.signatures["act"].structured_input_signature
+    taken = [inputs[name] for name in ("observation", "action_mask") if name in inputs]
+    made, _ = from_function(module.act, input_signature=taken)
+    return made.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

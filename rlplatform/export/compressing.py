@@ -1,6 +1,7 @@
 """From a run to the smallest bundle that plays as well, or to the best one within a budget."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from rlplatform import compression
@@ -9,7 +10,15 @@ from rlplatform.compression.students import Architecture
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
 from rlplatform.export import bundle
-from rlplatform.export.exporting import Refused, Student, Which, export, refuse_recurrent
+from rlplatform.export.exporting import (
+    BY_DEFAULT,
+    Refused,
+    Student,
+    Which,
+    check_formats,
+    export,
+    refuse_recurrent,
+)
 from rlplatform.training import Run
 
 # Of a file without weights, and of each layer beside its weights; measured on small networks, good to a tenth or so.
@@ -22,6 +31,7 @@ def compress(
     budget: int | str | None = None,
     *,
     target: Target = "cpu",
+    formats: Iterable[str] = BY_DEFAULT,
     episodes: int = 100,
     seed: int = 0,
     prune: float | None = None,
@@ -41,6 +51,7 @@ def compress(
         budget: bytes that the smaller of the bundle's files may have, as a number or like `4kB`; `auto` for as few as
             pass the verification; None for the run's own network.
         target: as for `export`.
+        formats: as for `export`.
         episodes: of every policy in the verification, and of every student in the search.
         seed: of all that is drawn.
         prune: the share of weights that become zero before the network is converted; units that it leaves without
@@ -60,6 +71,7 @@ def compress(
     """
     options: dict[str, Any] = {
         "target": target,
+        "formats": check_formats(formats),
         "episodes": episodes,
         "seed": seed,
         "overwrite": overwrite,

@@ -1,5 +1,6 @@
 """From a run to a bundle: canonical form, conversion, writing, verification; then kept, or refused."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from rlplatform.agents.acting import masked
 from rlplatform.compression import (
     GOLDEN,
     NETWORK,
+    ONNX_FILE,
     STUDENT,
     Canonical,
     Files,
@@ -24,6 +26,8 @@ from rlplatform.compression import (
     Verification,
     act_of_network,
     gaps,
+    micro,
+    onnx_file,
 )
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError, nearest
@@ -33,7 +37,7 @@ from rlplatform.training import Run
 Array = np.ndarray[Any, Any]
 Which = Literal["best", "last"]
 
-FORMATS = ("tflite", "saved_model", "c")
+FORMATS = ("tflite", "saved_model", "onnx", "c")
 BY_DEFAULT = ("tflite", "saved_model")
 FLOAT_FILE, INT8_FILE = "policy.tflite", "policy_int8.tflite"
 POOL = 4_000  # Observations that calibration and golden states are taken from.
@@ -94,7 +98,7 @@ def export(
         out: the folder that becomes the bundle.
         target: what the int8 file is for: `cpu` (float in and out) or `mcu` (int8 in and out).
         formats: `tflite` is always written; `saved_model` adds the network as it was trained, which `verify` needs;
-            `c` adds `policy.h` and `policy.c`.
+            `onnx` adds `policy.onnx`, the float32 file's twin; `c` adds `policy.h` and `policy.c`.
         episodes: of every policy in the verification.
         seed: of the verification's episodes and of the states that are sampled.
         force: keep the bundle though a gate fails; `policy.json` says so.
@@ -114,13 +118,13 @@ def export(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = pathlib.Path(out)
-    chosen = _formats(formats)
+    chosen = check_formats(formats)
     if target not in compression.TARGETS:
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
     refuse_recurrent(run)
     bundle.check(out, overwrite)
-    subject = _prepare(run, which, target, seed, factory, progress, student)
-    manifest, details = _describe(run, which, subject)
+    subject = _prepare(run, which, target, seed, factory, progress, student, "onnx" in chosen)
+    manifest, details = _describe(run, which, target, subject)
     in_c = _in_c(run, subject) if "c" in chosen else {}
     if student is not None:
         manifest["compression"] = student.report
@@ -131,6 +135,8 @@ def export(
         with bundle.writing(out):
             (folder / FLOAT_FILE).write_bytes(subject.files.float_file)
             (folder / INT8_FILE).write_bytes(subject.files.int8_file)
+            if subject.files.onnx_file is not None:
+                (folder / ONNX_FILE).write_bytes(subject.files.onnx_file)
             for name, text in in_c.items():
                 (folder / name).write_text(text)
             golden = {name: array for name, array in subject.golden._asdict().items() if array is not None}
@@ -165,18 +171,24 @@ def refuse_recurrent(run: Run) -> None:
         )
 
 
-def _formats(formats: Iterable[str]) -> set[str]:
+def check_formats(formats: Iterable[str]) -> set[str]:
+    """The formats, each of which can be written.
+
+    Raises:
+        UserError: one is unknown, or a package for it is missing.
+    """
     chosen = set(formats)
     for name in sorted(chosen.difference(FORMATS)):
         raise UserError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
+    if "onnx" in chosen and (missing := onnx_file.missing_converter()) is not None:
+        raise UserError(f"the format onnx cannot be written: {missing}")
     return chosen
 
 
 def _in_c(run: Run, subject: _Subject) -> dict[str, str]:
     """`policy.h` and `policy.c`: of the float32 file, and of the int8 file where all of it is whole numbers."""
     files = subject.files
-    contents = compression.inspection.read(files.int8_file)
-    whole = contents.static and not contents.float_islands
+    whole = compression.inspection.read(files.int8_file).is_whole
     weights = subject.canonical.model.count_params()
     header, source = c_source.write(
         c_source.read_layers(files.float_file),
@@ -195,6 +207,7 @@ def _prepare(
     factory: Factory | None,
     progress: Progress | None,
     student: Student | None,
+    onnx: bool,
 ) -> _Subject:
     """Collects observations, folds the network and converts it."""
     tell = progress or (lambda words: None)
@@ -211,7 +224,7 @@ def _prepare(
     golden = _golden(source, canonical, pool, masks)
     tell(f"converting for {target}")
     calibration_masks = None if masks is None else masks[:CALIBRATION_STATES]
-    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks)
+    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks, onnx=onnx)
     return _Subject(network, source, canonical, files, golden)
 
 
@@ -227,7 +240,9 @@ def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None
     return Golden(observations, q[chosen], actions.astype(np.int64), allowed)
 
 
-def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _describe(
+    run: Run, which: Which, target: Target, subject: _Subject
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What `policy.json` says, and what it says of the single files."""
     environment, spec, files = run.config.environment, run.spec, subject.files
     best = run.best() if which == "best" else None  # The newest policy's step stands in its checkpoint alone.
@@ -275,6 +290,10 @@ def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any]
     int8: dict[str, Any] = {"quantisation": files.quantisation}
     if files.scaling is not None:
         int8["input_scaling"] = {name: array.tolist() for name, array in files.scaling._asdict().items()}
+    if target == "mcu" and micro.missing() is None:
+        with contextlib.suppress(RunError):  # What it does not run, the verification refuses.
+            answers = micro.run(files.int8_file, subject.golden.observations[:1], int8.get("input_scaling"))
+            int8["arena_bytes"] = answers.arena_bytes
     return manifest, {FLOAT_FILE: {}, INT8_FILE: int8}
 
 

@@ -265,7 +265,7 @@ def test_wrong_targets_are_refused_with_what_is_accepted():
 def test_what_the_converter_says_last_becomes_the_error(tmp_path):
     (tmp_path / "jobs.json").write_text('[{"mode": "float", "saved_model": "missing", "output": "f.tflite"}]')
     np.save(tmp_path / "calibration.npy", vectors())
-    with pytest.raises(RunError, match=r"the conversion to LiteRT failed: .*missing"):
+    with pytest.raises(RunError, match=r"the conversion failed: .*missing"):
         conversion._run(tmp_path)
 
 
@@ -274,5 +274,5 @@ def test_a_process_that_dies_is_told_by_its_last_line(tmp_path, monkeypatch, wor
     program = tmp_path / "dies.py"
     program.write_text(f"import os, sys; sys.stderr.write({words!r}); sys.stderr.flush(); os._exit(3)")
     monkeypatch.setattr(conversion.worker, "__file__", str(program))
-    with pytest.raises(RunError, match=f"the conversion to LiteRT failed: {expected}"):
+    with pytest.raises(RunError, match=f"the conversion failed: {expected}"):
         conversion._run(tmp_path)
