@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from rlplatform.compression import agreement, chain, inspection, worker
 from rlplatform.compression.refinement import refine
+from rlplatform.compression.slimming import slim
 from rlplatform.errors import RunError, UserError
 from rlplatform.runtime import open_graph
 
@@ -113,18 +114,17 @@ def convert(
         made = {job["mode"]: (folder / str(job["output"])).read_bytes() for job in jobs}
     expected = model(tf.cast(calibration, "float32"), training=False).numpy()
     named = None if scaling is None else scaling._asdict()
-    refined = {
-        mode: refine(content, made["float"], named, calibration, expected, masks)
-        for mode, content in made.items()
-        if mode != "float"
-    }
-    method, reason = _choose({mode: content for mode, (content, _) in refined.items()}, calibration, expected, masks)
-    content, refinements = refined[method]
+    files, refinements = {}, {}
+    for mode in made.keys() - {"float"}:
+        refined, refinements[mode] = refine(made[mode], made["float"], named, calibration, expected, masks)
+        files[mode] = slim(refined)
+    method, reason = _choose(files, calibration, expected, masks)
+    content = files[method]
     contents = inspection.read(content)
     details = {
         "method": method if "int8" in contents.weights else "none",
         "reason": reason,
-        "refinements": refinements,
+        "refinements": refinements[method],
         "target": target,
         "weights": contents.weights,
         "operators": list(contents.operators),
@@ -133,7 +133,7 @@ def convert(
     }
     if method == "static":
         details["dense_scales"] = "per unit" if per_channel else "per layer"
-    return Files(made["float"], content, scaling, details)
+    return Files(slim(made["float"]), content, scaling, details)
 
 
 def save(

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from ai_edge_litert import schema_py_generated as schema
 
+from rlplatform.compression import flatfile
+
 # May see floats in a file of int8 activations; SELECT_V2 puts an action mask over its values.
 BRIDGES = frozenset({"QUANTIZE", "DEQUANTIZE", "ARG_MAX", "CAST", "SELECT_V2"})
 
@@ -37,7 +39,7 @@ def read(content: bytes) -> Contents:
     Args:
         content: the file's bytes.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    model = flatfile.read(content)
     graph = model.subgraphs[0]
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
 
