@@ -163,6 +163,12 @@ def _parser() -> Parser:
             "--target", dest="device", choices=["cpu", "mcu"], default="cpu", help="what the int8 file is for"
         )
         export.add_argument(
+            "--quantisation",
+            choices=["auto", "dynamic", "dynamic_all", "static", "int16x8"],
+            default="auto",
+            help="how the int8 file is made (docs/quantisation.md)",
+        )
+        export.add_argument(
             "--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)"
         )
         export.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
@@ -418,6 +424,7 @@ def _evaluate(args: Any) -> Result:
 def _export(args: Any) -> Result:
     options = {
         "target": args.device,
+        "quantisation": args.quantisation,
         "episodes": args.episodes,
         "seed": args.seed,
         "which": args.weights,

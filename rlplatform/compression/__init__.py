@@ -8,7 +8,7 @@ from rlplatform.compression.agreement import Agreement, gaps
 from rlplatform.compression.calibration import States, mixture, visited
 from rlplatform.compression.canonical import Canonical, canonical
 from rlplatform.compression.clustering import cluster
-from rlplatform.compression.conversion import TARGETS, Files, Scaling, Target, convert, save
+from rlplatform.compression.conversion import QUANTISATIONS, TARGETS, Files, Quantisation, Scaling, Target, convert, save
 from rlplatform.compression.gates import Gate
 from rlplatform.compression.pruning import prune
 from rlplatform.compression.reference import GOLDEN, NETWORK, STUDENT, Golden, open_bundle
@@ -26,6 +26,7 @@ from rlplatform.compression.verification import Progress, Row, Verification, mac
 __all__ = [
     "GOLDEN",
     "NETWORK",
+    "QUANTISATIONS",
     "STUDENT",
     "TARGETS",
     "Agreement",
@@ -36,6 +37,7 @@ __all__ = [
     "Gate",
     "Golden",
     "Progress",
+    "Quantisation",
     "Row",
     "Scaling",
     "States",

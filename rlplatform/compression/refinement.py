@@ -19,6 +19,11 @@ Array = np.ndarray[Any, Any]
 
 FIRST_LAYER_SHARE = 1 / 8  # The first layer may stay float32 where it has no more than this share of the weights.
 _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
+_BIASES = {  # By the type of what a layer is given.
+    schema.TensorType.FLOAT32: (np.dtype(np.float32), schema.TensorType.FLOAT32),
+    schema.TensorType.INT8: (np.dtype(np.int32), schema.TensorType.INT32),
+    schema.TensorType.INT16: (np.dtype(np.int64), schema.TensorType.INT64),
+}
 
 
 def refine(
@@ -52,7 +57,7 @@ def refine(
         content = select_in_float(content)
     q = q.astype(np.float64)
     is_centred = bool(np.abs(q.mean(axis=1)).max() <= 1e-4 * np.abs(q).max())
-    if contents.static and is_centred and _head(flatfile.read(content)) is not None:
+    if contents.activations == "int8" and is_centred and _head(flatfile.read(content)) is not None:
         limit = obvious(q, masks)
         narrower = narrow_range(content, limit) if limit > 0 else content
         if narrower is not content:
@@ -174,11 +179,11 @@ def shift_bias(content: bytes, shift: Array) -> bytes:
     graph = model.subgraphs[0]
     last = _head(model)
     weights, given = graph.tensors[last.inputs[1]], graph.tensors[last.inputs[0]]
-    integer = given.type == schema.TensorType.INT8
+    kind, stored = _BIASES[given.type]
+    integer = kind.kind == "i"
     scale: Any = 1.0
     if integer:
         scale = np.asarray(weights.quantization.scale, np.float64) * given.quantization.scale[0]
-    kind = np.dtype(np.int32 if integer else np.float32)
     old = np.zeros(len(shift), kind)
     if len(last.inputs) > 2 and last.inputs[2] >= 0:
         old = np.asarray(model.buffers[graph.tensors[last.inputs[2]].buffer].data, np.uint8).view(kind)
@@ -188,7 +193,7 @@ def shift_bias(content: bytes, shift: Array) -> bytes:
     model.buffers.append(buffer)
     bias = schema.TensorT()  # Always a new one: layers may share a bias of zeros.
     bias.name, bias.shape, bias.buffer = b"shifted_bias", [len(shift)], len(model.buffers) - 1
-    bias.type = schema.TensorType.INT32 if integer else schema.TensorType.FLOAT32
+    bias.type = stored
     if integer:
         bias.quantization = schema.QuantizationParametersT()
         bias.quantization.scale = np.atleast_1d(scale).astype(np.float32)

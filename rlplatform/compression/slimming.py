@@ -33,9 +33,10 @@ def slim(content: bytes) -> bytes:
         code.deprecatedBuiltinCode = 0  # Readers take the greater of the two.
     for tensor in graph.tensors:
         tensor.name = None
-        tensor.hasRank = not len(tensor.shape)  # A shape that has a length has a rank.
-        if tensor.shapeSignature is not None and np.array_equal(tensor.shapeSignature, tensor.shape):
-            tensor.shapeSignature = None
+        if tensor.shape is not None and len(tensor.shape):
+            tensor.hasRank = False  # A shape that has a length has a rank.
+            if np.array_equal(tensor.shapeSignature, tensor.shape):
+                tensor.shapeSignature = None
         _keep_scales(tensor)
     return flatfile.write(model)
 

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from rlplatform import compression
-from rlplatform.compression import Candidate, Distillery, Progress, Target, Teacher, Verification, students
+from rlplatform.compression import Candidate, Distillery, Progress, Quantisation, Target, Teacher, Verification, students
 from rlplatform.compression.students import Architecture
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
@@ -22,6 +22,7 @@ def compress(
     budget: int | str | None = None,
     *,
     target: Target = "cpu",
+    quantisation: Quantisation = "auto",
     episodes: int = 100,
     seed: int = 0,
     prune: float | None = None,
@@ -41,6 +42,7 @@ def compress(
         budget: bytes that the smaller of the bundle's files may have, as a number or like `4kB`; `auto` for as few as
             pass the verification; None for the run's own network.
         target: as for `export`.
+        quantisation: as for `export`.
         episodes: of every policy in the verification, and of every student in the search.
         seed: of all that is drawn.
         prune: the share of weights that become zero before the network is converted; units that it leaves without
@@ -60,6 +62,7 @@ def compress(
     """
     options: dict[str, Any] = {
         "target": target,
+        "quantisation": quantisation,
         "episodes": episodes,
         "seed": seed,
         "overwrite": overwrite,

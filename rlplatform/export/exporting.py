@@ -20,6 +20,7 @@ from rlplatform.compression import (
     Files,
     Golden,
     Progress,
+    Quantisation,
     Target,
     Verification,
     act_of_network,
@@ -82,6 +83,7 @@ def export(
     force: bool = False,
     overwrite: bool = False,
     *,
+    quantisation: Quantisation = "auto",
     which: Which = "best",
     factory: Factory | None = None,
     progress: Progress | None = None,
@@ -92,13 +94,14 @@ def export(
     Args:
         run: the run, or its folder.
         out: the folder that becomes the bundle.
-        target: what the int8 file is for: `cpu` (float in and out) or `mcu` (int8 in and out).
+        target: what the int8 file is for: `cpu` (float in and out) or `mcu` (integers in and out).
         formats: `tflite` is always written; `saved_model` adds the network as it was trained, which `verify` needs;
             `c` adds `policy.h` and `policy.c`.
         episodes: of every policy in the verification.
         seed: of the verification's episodes and of the states that are sampled.
         force: keep the bundle though a gate fails; `policy.json` says so.
         overwrite: replace a bundle that lies at `out`.
+        quantisation: how the int8 file is made, see `compression.convert`.
         which: the policy that evaluated best, or the newest one.
         factory: a callable that makes the environment, for a run that was given one.
         progress: is told, in a few words, what begins.
@@ -119,7 +122,7 @@ def export(
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
     refuse_recurrent(run)
     bundle.check(out, overwrite)
-    subject = _prepare(run, which, target, seed, factory, progress, student)
+    subject = _prepare(run, which, target, quantisation, seed, factory, progress, student)
     manifest, details = _describe(run, which, subject)
     in_c = _in_c(run, subject) if "c" in chosen else {}
     if student is not None:
@@ -176,7 +179,7 @@ def _in_c(run: Run, subject: _Subject) -> dict[str, str]:
     """`policy.h` and `policy.c`: of the float32 file, and of the int8 file where all of it is whole numbers."""
     files = subject.files
     contents = compression.inspection.read(files.int8_file)
-    whole = contents.static and not contents.float_islands
+    whole = contents.activations == "int8" and not contents.float_islands
     weights = subject.canonical.model.count_params()
     header, source = c_source.write(
         c_source.read_layers(files.float_file),
@@ -191,6 +194,7 @@ def _prepare(
     run: Run,
     which: Which,
     target: Target,
+    quantisation: Quantisation,
     seed: int,
     factory: Factory | None,
     progress: Progress | None,
@@ -211,7 +215,7 @@ def _prepare(
     golden = _golden(source, canonical, pool, masks)
     tell(f"converting for {target}")
     calibration_masks = None if masks is None else masks[:CALIBRATION_STATES]
-    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks)
+    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, quantisation, calibration_masks)
     return _Subject(network, source, canonical, files, golden)
 
 
