@@ -169,6 +169,9 @@ def _parser() -> Parser:
             help="how the int8 file is made (docs/quantisation.md)",
         )
         export.add_argument(
+            "--qat", action="store_true", help="train for static int8, and keep the file that is better by it"
+        )
+        export.add_argument(
             "--episodes", type=_positive, default=100, metavar="N", help="paired episodes (default 100)"
         )
         export.add_argument("--seed", type=_number, default=0, metavar="S", help="what the episodes' seeds follow from")
@@ -425,6 +428,7 @@ def _export(args: Any) -> Result:
     options = {
         "target": args.device,
         "quantisation": args.quantisation,
+        "qat": args.qat,
         "episodes": args.episodes,
         "seed": args.seed,
         "which": args.weights,

@@ -59,6 +59,8 @@ def convert(
     target: Target = "cpu",
     quantisation: Quantisation = "auto",
     masks: Array | None = None,
+    *,
+    trained: Any | None = None,
 ) -> Files:
     """Converts a canonical network.
 
@@ -75,6 +77,8 @@ def convert(
         quantisation: how to make it: `dynamic`, or `dynamic_all` for layers of any size (by ai-edge-quantizer),
             `static`, or `int16x8` (int8 weights, int16 activations).
         masks: `[N, A]` bool, the actions that are allowed in `calibration`, where the environment offers masks.
+        trained: what the static file is made of in place of `model`, in the form that `static_form` gives: its weights
+            were trained for int8 with one scale for each Dense.
 
     Raises:
         UserError: the target or the quantisation is unknown, or does not fit the network or the target.
@@ -82,11 +86,8 @@ def convert(
     """
     modes = _modes(model, calibration, target, quantisation)
     observation_dtype = calibration.dtype.name
-    scaling = _input_scaling(calibration) if target == "mcu" and observation_dtype == "float32" else None
-    scaled_model = None if scaling is None else chain.scale_inputs(model, *scaling)
-    if scaled_model is None:
-        scaling = None
-    per_channel = model.count_params() >= SMALL
+    form, scaling = static_form(model, calibration, target)
+    per_channel = trained is None and model.count_params() >= SMALL
     jobs = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
     for mode in modes:
         jobs.append({"mode": mode, "saved_model": "float", "output": f"{mode}.tflite", "per_channel": per_channel})
@@ -102,7 +103,7 @@ def convert(
         folder = pathlib.Path(name)
         save(model, observation_dtype, folder / "float", mask=masks is not None)
         cpu = target == "cpu"
-        save(scaled_model or model, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
+        save(trained or form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
         np.save(folder / "calibration.npy", _representative(calibration, scaling))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         _run(folder)
@@ -129,6 +130,21 @@ def convert(
     if method != "dynamic":
         details["dense_scales"] = "per unit" if per_channel else "per layer"
     return Files(slim(made["float"]), content, scaling, details)
+
+
+def static_form(model: Any, calibration: Array, target: Target) -> tuple[Any, Scaling | None]:
+    """The network that a static file computes, and what is done to its observations before, if anything is.
+
+    Args:
+        model: as for `convert`.
+        calibration: as for `convert`.
+        target: as for `convert`.
+    """
+    if target == "cpu" or calibration.dtype == np.uint8:
+        return model, None
+    scaling = _input_scaling(calibration)
+    scaled = chain.scale_inputs(model, *scaling)
+    return (model, None) if scaled is None else (scaled, scaling)
 
 
 def save(
