@@ -64,11 +64,11 @@ def convert(
 ) -> Files:
     """Converts a canonical network.
 
-    For `cpu`, `auto` takes dynamic int8 (int8 weights, float activations, no calibration), unless another way is clearly
-    smaller and as faithful: static int8, or ai-edge-quantizer's dynamic int8 where it is installed. That happens for
-    networks whose layers are too small for the converter's own dynamic quantiser. For `mcu`, `auto` is static int8, in
-    and out. Ranges are the true minima and maxima over `calibration`; what is done after that stands in `refinement` and
-    `slimming`.
+    For `cpu`, `auto` takes dynamic int8 (int8 weights, float activations, no calibration), unless another way is
+    clearly smaller and as faithful: static int8, or ai-edge-quantizer's dynamic int8 where it is installed. That
+    happens for networks whose layers are too small for the converter's own dynamic quantiser. For `mcu`, `auto` is
+    static int8, in and out. Ranges are the true minima and maxima over `calibration`; what is done after that stands
+    in `refinement` and `slimming`.
 
     Args:
         model: `[B, O...]` float32 to `[B, A]`, from `canonical`.

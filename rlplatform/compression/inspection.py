@@ -18,7 +18,7 @@ class Contents(NamedTuple):
     Attributes:
         operators: names of the operators, in the order in which they run.
         foreign: operators that a plain LiteRT runtime lacks or gets wrong: custom ones (Flex among them), sparse ones.
-        float_islands: operators that compute in float between integer ones; empty for a file whose activations are float.
+        float_islands: operators that compute in float between integer ones; empty where all activations are float.
         weights: how many weights are stored in which type.
         activations: the type of what flows between operators: int8, int16 or float32.
         q_step: what one step of integer values is worth, in units of value; 0 where the values are float.
