@@ -197,7 +197,7 @@ def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> li
         raise UserError(
             "dynamic int8 does not run on microcontrollers; for the target mcu, quantisation is static or int16x8"
         )
-    installed = importlib.util.find_spec("ai_edge_quantizer") is not None
+    installed = _has_edge_quantizer()
     if quantisation == "dynamic_all" and not installed:
         raise UserError("dynamic_all needs ai-edge-quantizer: pip install 'rlplatform[quantize]'")
     if quantisation == "int16x8":
@@ -208,6 +208,10 @@ def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> li
         return ["static"]
     every = installed and model.count_params() < SMALL  # What it adds is layers of less than 1,024 weights.
     return ["dynamic", "static", *(["dynamic_all"] if every else [])]
+
+
+def _has_edge_quantizer() -> bool:
+    return importlib.util.find_spec("ai_edge_quantizer") is not None
 
 
 def _refuse_int16x8(model: Any, calibration: Array) -> None:
