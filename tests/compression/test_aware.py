@@ -13,7 +13,7 @@ from rlplatform.errors import UserError
 
 pytestmark = pytest.mark.slow  # tfmot takes seconds to load
 
-BRIEF = Recipe(epochs=2, batch_size=64, learning_rate=1e-3)
+BRIEF = Recipe(epochs=2, batch_size=64, learning_rate=1e-4)
 
 
 def network(hidden="16-16", seed=0):
@@ -53,7 +53,7 @@ def test_what_is_trained_are_weights_that_int8_holds_exactly():
 
 
 def test_a_pruned_network_keeps_its_zeros():
-    model = network()
+    model = canonical(network()).model
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if layer.get_weights():
@@ -66,7 +66,7 @@ def test_a_pruned_network_keeps_its_zeros():
 
 
 def test_a_clustered_network_keeps_its_clusters():
-    model = network()
+    model = canonical(network()).model
     for layer in model.layers:
         if layer.get_weights():
             kernel, bias = layer.get_weights()
