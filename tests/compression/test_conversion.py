@@ -57,7 +57,7 @@ def kept(model, content, observations, scaling=None):
 @pytest.fixture(scope="module")
 def for_cpu():
     model = vector_network()
-    return model, convert(canonical(model).model, vectors(), "cpu")
+    return model, convert(canonical(model).model, vectors(), "cpu", "dynamic")
 
 
 @pytest.fixture(scope="module")
