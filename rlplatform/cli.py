@@ -136,6 +136,15 @@ def _parser() -> Parser:
         export.add_argument(
             "--target", dest="device", choices=["cpu", "mcu"], default="cpu", help="what the int8 file is for"
         )
+        export.add_argument(
+            "--quantisation",
+            choices=["auto", "dynamic", "dynamic_all", "static", "int16x8"],
+            default="auto",
+            help="how the int8 file is made (docs/quantisation.md)",
+        )
+        export.add_argument(
+            "--qat", action="store_true", help="train for static int8, and keep the file that is better by it"
+        )
         export.add_argument("--episodes", type=positive, default=100, metavar="N", help="paired episodes (default 100)")
         export.add_argument("--seed", type=number, default=0, metavar="S", help="what the episodes' seeds follow from")
         export.add_argument("--weights", choices=["best", "last"], default="best", help="the best or the newest policy")
@@ -310,6 +319,8 @@ def _export(args: Any) -> Result:
     options = {
         "target": args.device,
         "formats": args.formats,
+        "quantisation": args.quantisation,
+        "qat": args.qat,
         "episodes": args.episodes,
         "seed": args.seed,
         "which": args.weights,

@@ -41,7 +41,7 @@ def missing() -> str | None:
 def run(
     content: bytes, observations: Array, scaling: Mapping[str, Any] | None = None, arena_bytes: int | None = None
 ) -> Answers:
-    """The answers of a file with int8 in and out, by tflite-micro's reference kernels.
+    """The answers of a file with int8 or int16 in and out, by tflite-micro's reference kernels.
 
     Args:
         content: the file's bytes.
@@ -53,8 +53,8 @@ def run(
         RunError: tflite-micro does not run it, or not in an arena of that size.
     """
     graph = open_graph(content, "the int8 file", scaling=scaling)
-    if graph.quantise is None or graph.q.dtype != np.int8:
-        raise RunError("it is not int8 in and out")
+    if graph.quantise is None or graph.q.dtype not in (np.int8, np.int16):
+        raise RunError("it is not int8 or int16 in and out")
     with tempfile.TemporaryDirectory(prefix="rlplatform-") as name:
         folder = pathlib.Path(name)
         (folder / "policy.tflite").write_bytes(content)

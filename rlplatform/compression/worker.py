@@ -20,8 +20,7 @@ def main(folder: pathlib.Path) -> int:
 
         calibration = np.load(folder / "calibration.npy", mmap_mode="r")
         for job in json.loads((folder / "jobs.json").read_text()):
-            saved_model = folder / job["saved_model"]
-            made = to_onnx(tf, saved_model) if job["mode"] == "onnx" else convert(tf, saved_model, job, calibration)
+            made = make(tf, folder, job, calibration)
             (folder / job["output"]).write_bytes(made)
     except Exception as error:  # Whatever the converter raises, the parent tells it.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -30,22 +29,30 @@ def main(folder: pathlib.Path) -> int:
     return 0
 
 
+def make(tf: Any, folder: pathlib.Path, job: dict[str, Any], calibration: Any) -> bytes:
+    """What one job asks for."""
+    if job["mode"] == "dynamic_all":
+        return quantise_all((folder / "float.tflite").read_bytes(), job["per_channel"])
+    saved_model = folder / job["saved_model"]
+    return to_onnx(tf, saved_model) if job["mode"] == "onnx" else convert(tf, saved_model, job, calibration)
+
+
 def convert(tf: Any, saved_model: pathlib.Path, job: dict[str, Any], calibration: Any) -> bytes:
     """One file.
 
     Args:
         tf: TensorFlow.
         saved_model: its signature `act` takes `observation`.
-        job: `mode` is float, dynamic or static; static jobs have `input` and `output_type` (TensorFlow dtypes' names),
-            `per_channel`, whether each unit of a Dense has a scale of its own, and `masked_actions`, how many actions
-            the `action_mask` beside the observation has, if the signature takes one.
-        calibration: `[N, O...]` float32 observations, for static jobs.
+        job: `mode` is float, dynamic, static or int16x8; the last two have `input` and `output_type` (TensorFlow
+            dtypes' names), `per_channel`, whether each unit of a Dense has a scale of its own, and `masked_actions`,
+            how many actions the `action_mask` beside the observation has, if the signature takes one.
+        calibration: `[N, O...]` float32 observations, for static and int16x8.
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["act"])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if job["mode"] != "float":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if job["mode"] == "static":
+    if job["mode"] in ("static", "int16x8"):
         masked_actions = job.get("masked_actions", 0)
         mask = {"action_mask": tf.ones((1, masked_actions), tf.bool)} if masked_actions else {}
 
@@ -54,7 +61,9 @@ def convert(tf: Any, saved_model: pathlib.Path, job: dict[str, Any], calibration
                 yield {"observation": observation[None], **mask}
 
         converter.representative_dataset = observations
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        int16 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        is_int8 = job["mode"] == "static"
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8 if is_int8 else int16]
         converter.inference_input_type = getattr(tf, job["input"])
         converter.inference_output_type = getattr(tf, job["output_type"])
         converter._experimental_disable_per_channel_quantization_for_dense_layers = not job["per_channel"]
@@ -70,6 +79,21 @@ def to_onnx(tf: Any, saved_model: pathlib.Path) -> bytes:
     taken = [inputs[name] for name in ("observation", "action_mask") if name in inputs]
     made, _ = from_function(module.act, input_signature=taken)
     return made.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+
+
+def quantise_all(float_file: bytes, per_channel: bool) -> bytes:
+    """Dynamic int8 by ai-edge-quantizer, which leaves no layer out for being small.
+
+    Args:
+        float_file: what `convert` has made as float.
+        per_channel: whether each unit of a layer has a scale of its own.
+    """
+    from ai_edge_quantizer import qtyping, quantizer
+
+    granularity = qtyping.QuantGranularity.CHANNELWISE if per_channel else qtyping.QuantGranularity.TENSORWISE
+    edge = quantizer.Quantizer(bytearray(float_file))
+    edge.add_dynamic_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=8, granularity=granularity)
+    return bytes(edge.quantize().quantized_model)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlplatform import compression
-from rlplatform.compression import Candidate, Distillery, Progress, Target, Teacher, Verification, students
+from rlplatform.compression import (
+    Candidate,
+    Distillery,
+    Progress,
+    Quantisation,
+    Target,
+    Teacher,
+    Verification,
+    students,
+)
 from rlplatform.compression.students import Architecture
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
@@ -21,8 +30,9 @@ from rlplatform.export.exporting import (
 )
 from rlplatform.training import Run
 
-# Of a file without weights, and of each layer beside its weights; measured on small networks, good to a tenth or so.
-BYTES, LAYER_BYTES = 900, 400
+# Of a file without weights, of each layer beside its weights, and of floats in and out around int8; measured on small
+# networks, good to a fifth or so.
+BYTES, LAYER_BYTES, FLOAT_BYTES = 420, 250, 250
 
 
 def compress(
@@ -32,6 +42,8 @@ def compress(
     *,
     target: Target = "cpu",
     formats: Iterable[str] = BY_DEFAULT,
+    quantisation: Quantisation = "auto",
+    qat: bool = False,
     episodes: int = 100,
     seed: int = 0,
     prune: float | None = None,
@@ -52,6 +64,8 @@ def compress(
             pass the verification; None for the run's own network.
         target: as for `export`.
         formats: as for `export`.
+        quantisation: as for `export`.
+        qat: as for `export`.
         episodes: of every policy in the verification, and of every student in the search.
         seed: of all that is drawn.
         prune: the share of weights that become zero before the network is converted; units that it leaves without
@@ -72,6 +86,8 @@ def compress(
     options: dict[str, Any] = {
         "target": target,
         "formats": check_formats(formats),
+        "quantisation": quantisation,
+        "qat": qat,
         "episodes": episodes,
         "seed": seed,
         "overwrite": overwrite,
@@ -167,7 +183,7 @@ def predicted_bytes(architecture: Architecture, shape: tuple[int, ...], num_acti
     parameters = students.parameters(architecture, shape, num_actions)
     head = BYTES + LAYER_BYTES * len(layers)
     int8 = head + parameters + 3 * sum(layers)
-    return int8 if target == "mcu" else min(int8 + LAYER_BYTES, head + 4 * parameters)
+    return int8 if target == "mcu" else min(int8 + FLOAT_BYTES, head + 4 * parameters)
 
 
 def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None) -> list[Candidate]:

@@ -22,6 +22,8 @@ from rlplatform.compression import (
     Files,
     Golden,
     Progress,
+    Quantisation,
+    States,
     Target,
     Verification,
     act_of_network,
@@ -44,6 +46,8 @@ POOL = 4_000  # Observations that calibration and golden states are taken from.
 POOL_BYTES = 2**26  # Of images, fewer.
 GOLDEN_STATES = 1_000
 CALIBRATION_STATES = 1_000
+AWARE_STATES = 20_000  # That a network is trained for int8 on.
+AWARE_BYTES = 2**28  # Of images, fewer.
 SLOWER = 1.5  # An int8 file that takes so many times as long as the float32 file is not what `auto` opens.
 
 
@@ -86,6 +90,8 @@ def export(
     force: bool = False,
     overwrite: bool = False,
     *,
+    quantisation: Quantisation = "auto",
+    qat: bool = False,
     which: Which = "best",
     factory: Factory | None = None,
     progress: Progress | None = None,
@@ -96,13 +102,16 @@ def export(
     Args:
         run: the run, or its folder.
         out: the folder that becomes the bundle.
-        target: what the int8 file is for: `cpu` (float in and out) or `mcu` (int8 in and out).
+        target: what the int8 file is for: `cpu` (float in and out) or `mcu` (integers in and out).
         formats: `tflite` is always written; `saved_model` adds the network as it was trained, which `verify` needs;
             `onnx` adds `policy.onnx`, the float32 file's twin; `c` adds `policy.h` and `policy.c`.
         episodes: of every policy in the verification.
         seed: of the verification's episodes and of the states that are sampled.
         force: keep the bundle though a gate fails; `policy.json` says so.
         overwrite: replace a bundle that lies at `out`.
+        quantisation: how the int8 file is made, see `compression.convert`. Where a static file falls short of the gate
+            of agreement, quantisation-aware training is tried, and the better file is kept.
+        qat: try that training in any case, for a static file.
         which: the policy that evaluated best, or the newest one.
         factory: a callable that makes the environment, for a run that was given one.
         progress: is told, in a few words, what begins.
@@ -123,7 +132,10 @@ def export(
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
     refuse_recurrent(run)
     bundle.check(out, overwrite)
-    subject = _prepare(run, which, target, seed, factory, progress, student, "onnx" in chosen)
+    if qat and quantisation not in ("auto", "static"):
+        raise UserError(f"quantisation-aware training is for static int8; leave --qat out for {quantisation}")
+    quantisation = "static" if qat else quantisation
+    subject = _prepare(run, which, target, quantisation, qat, seed, factory, progress, student, "onnx" in chosen)
     manifest, details = _describe(run, which, target, subject)
     in_c = _in_c(run, subject) if "c" in chosen else {}
     if student is not None:
@@ -148,7 +160,7 @@ def export(
             bundle.seal(folder, manifest, details)
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
-            raise Refused(f"{verification.failures[0]}; {out} was not written")
+            raise Refused(f"{verification.failures[0]}{_advice(subject, verification)}; {out} was not written")
         manifest["default"] = _default(verification)
         verification = dataclasses.replace(verification, path=out)
         manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
@@ -203,6 +215,8 @@ def _prepare(
     run: Run,
     which: Which,
     target: Target,
+    quantisation: Quantisation,
+    qat: bool,
     seed: int,
     factory: Factory | None,
     progress: Progress | None,
@@ -223,9 +237,35 @@ def _prepare(
     canonical = compression.canonical(source)
     golden = _golden(source, canonical, pool, masks)
     tell(f"converting for {target}")
-    calibration_masks = None if masks is None else masks[:CALIBRATION_STATES]
-    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks, onnx=onnx)
+    calibration, calibration_masks = pool[:CALIBRATION_STATES], None if masks is None else masks[:CALIBRATION_STATES]
+    model = canonical.model
+    if qat:
+        compression.aware.refuse_unknown(model)
+    files = compression.convert(model, calibration, target, quantisation, calibration_masks, onnx=onnx)
+    rest = States(pool[-CALIBRATION_STATES:], None if masks is None else masks[-CALIBRATION_STATES:])
+    falls_short = compression.aware.knows(model) and compression.falls_short(files, compression.label(model, rest))
+    if qat or falls_short:
+        tell("training for int8")
+        environment, count = run.config.environment, min(AWARE_STATES, max(GOLDEN_STATES, AWARE_BYTES // frame_bytes))
+        labels, held_out = (
+            compression.gather(model, act, environment, size, seed, stream, factory=factory)
+            for size, stream in ((count, "aware"), (max(GOLDEN_STATES, count // 10), "aware-held-out"))
+        )
+        files = compression.retrain(model, files, calibration, calibration_masks, target, labels, held_out, seed=seed)
     return _Subject(network, source, canonical, files, golden)
+
+
+def _advice(subject: _Subject, verification: Verification) -> str:
+    """What may help where int8 has lost a network's choices."""
+    failed = {gate.name for gate in verification.gates if not gate.passed}
+    static = subject.files.quantisation["method"] == "static"
+    if (
+        static
+        and "agreement" in failed
+        and any(isinstance(layer, compression.Normalize) for layer in subject.canonical.model.layers)
+    ):
+        return ". LayerNorm loses its precision in int8; --budget makes a smaller network without it"
+    return ""
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:

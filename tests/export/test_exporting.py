@@ -9,10 +9,12 @@ import json
 import pathlib
 import shutil
 import subprocess
+import types
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import tf_keras as keras
 from breaking import edit, reseal
 from known import cartpole_run
 
@@ -405,3 +407,17 @@ def test_a_policy_under_masks_is_exported_verified_and_never_takes_what_is_forbi
         assert policy.act(given) == 2
         given["value"] = -given["value"]
         assert policy.act(given) == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "failed", "advises"),
+    [("norm", "agreement", True), ("norm", "return", False), ("relu", "agreement", False)],
+)
+def test_where_layer_norm_fails_in_int8_a_smaller_network_is_recommended(layer, failed, advises):
+    made = compression.Normalize(1e-3) if layer == "norm" else keras.layers.ReLU()
+    subject = types.SimpleNamespace(
+        files=types.SimpleNamespace(quantisation={"method": "static"}),
+        canonical=compression.Canonical(keras.Sequential([keras.Input((4,)), made]), (), centred=False),
+    )
+    verification = types.SimpleNamespace(gates=[compression.Gate(failed, "policy_int8.tflite", False, "no")])
+    assert ("--budget" in exporting._advice(subject, verification)) == advises
