@@ -2,9 +2,9 @@
 
     python scripts/lossless_folds.py --states 100000 --out benchmarks/lossless_folds.json
 
-The network has random weights: what is folded is algebra, and a trained one has the same layers. The states are stacks of
-four frames that random actions meet. Where the two best values of a network differ by less than float32 resolves, either
-action is right; such states are counted apart (`undecided`), by a bound on the rounding of the values.
+The network has random weights: what is folded is algebra, and a trained one has the same layers. The states are stacks
+of four frames that random actions meet. Where the two best values of a network differ by less than float32 resolves,
+either action is right; such states are counted apart (`undecided`), by a bound on the rounding of the values.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """The process that runs a file by tflite-micro: started with a folder, never imported.
 
 In an arena that is too small, tflite-micro may end the process that it runs in; so each size is tried in a process of
-its own, forked from this one. The folder holds `policy.tflite`, `inputs.npy`, `[N, 1, O...]` int8 or int16, and `arena.json`:
-bytes, or null for the least that suffice. That number is then written there, and the answers into `outputs.npy`,
-`[N, A]` of the same type. What tflite-micro says of a file that it does not run is on standard error.
+its own, forked from this one. The folder holds `policy.tflite`, `inputs.npy`, `[N, 1, O...]` int8 or int16, and
+`arena.json`: bytes, or null for the least that suffice. That number is then written there, and the answers into
+`outputs.npy`, `[N, A]` of the same type. What tflite-micro says of a file that it does not run is on standard error.
 """
 
 import json
