@@ -115,7 +115,7 @@ def test_a_bundle_that_promises_too_small_an_arena_is_refused(good):
 
 
 def test_a_float_file_is_not_what_microcontrollers_are_compared_by(signs):
-    with pytest.raises(RunError, match="it is not int8 in and out"):
+    with pytest.raises(RunError, match="it is not int8 or int16 in and out"):
         micro.run((signs[0] / "policy.tflite").read_bytes(), golden(signs[0])[:1])
 
 
