@@ -88,7 +88,7 @@ def convert(
     observation_dtype = calibration.dtype.name
     form, scaling = static_form(model, calibration, target)
     per_channel = trained is None and model.count_params() >= SMALL
-    jobs = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
+    jobs: list[dict[str, Any]] = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
     for mode in modes:
         jobs.append({"mode": mode, "saved_model": "float", "output": f"{mode}.tflite", "per_channel": per_channel})
         if mode in ("static", "int16x8"):
@@ -107,7 +107,7 @@ def convert(
         np.save(folder / "calibration.npy", _representative(calibration, scaling))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         _run(folder)
-        made = {job["mode"]: (folder / str(job["output"])).read_bytes() for job in jobs}
+        made = {job["mode"]: (folder / job["output"]).read_bytes() for job in jobs}
     expected = model(tf.cast(calibration, "float32"), training=False).numpy()
     named = None if scaling is None else scaling._asdict()
     files, refinements = {}, {}

@@ -28,7 +28,7 @@ def write(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
-class _Builder(flatbuffers.Builder):  # type: ignore[misc]
+class _Builder(flatbuffers.Builder):
     """Gives the place of what was written before, where the same is written again: readers cannot tell.
 
     The methods are those that `Pack` of the generated classes calls.

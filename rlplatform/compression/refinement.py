@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 FIRST_LAYER_SHARE = 1 / 8  # The first layer may stay float32 where it has no more than this share of the weights.
 _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
-_BIASES = {  # By the type of what a layer is given.
+_BIASES: dict[int, tuple[np.dtype[Any], int]] = {  # By the type of what a layer is given.
     schema.TensorType.FLOAT32: (np.dtype(np.float32), schema.TensorType.FLOAT32),
     schema.TensorType.INT8: (np.dtype(np.int32), schema.TensorType.INT32),
     schema.TensorType.INT16: (np.dtype(np.int64), schema.TensorType.INT64),

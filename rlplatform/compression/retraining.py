@@ -8,6 +8,7 @@ from rlplatform.compression import aware
 from rlplatform.compression.agreement import Agreement
 from rlplatform.compression.choice import fidelity, is_enough
 from rlplatform.compression.conversion import Files, Target, convert, static_form
+from rlplatform.compression.distillation import Recipe
 from rlplatform.compression.labels import Labels
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +27,7 @@ def retrain(
     target: Target,
     labels: Labels,
     held_out: Labels,
-    recipe: aware.Recipe = aware.RECIPE,
+    recipe: Recipe = aware.RECIPE,
     seed: int = 0,
 ) -> Files:
     """The files with the better int8 file: that which is there, or one of weights that were trained for int8.
