@@ -114,7 +114,7 @@ def convert(
         np.save(folder / "calibration.npy", _representative(calibration, scaling))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         _run(folder)
-        made = {job["mode"]: (folder / str(job["output"])).read_bytes() for job in jobs}
+        made = {job["mode"]: (folder / job["output"]).read_bytes() for job in jobs}
     expected = model(tf.cast(calibration, "float32"), training=False).numpy()
     named = None if scaling is None else scaling._asdict()
     files, refinements = {}, {}

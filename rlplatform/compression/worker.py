@@ -61,9 +61,13 @@ def convert(tf: Any, saved_model: pathlib.Path, job: dict[str, Any], calibration
                 yield {"observation": observation[None], **mask}
 
         converter.representative_dataset = observations
-        int16 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        is_int8 = job["mode"] == "static"
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8 if is_int8 else int16]
+        kinds = tf.lite.OpsSet
+        if job["mode"] == "static":
+            converter.target_spec.supported_ops = [kinds.TFLITE_BUILTINS_INT8]
+        else:  # What chooses the action, where that is asked for, has no form in int16.
+            in_float = [kinds.TFLITE_BUILTINS] if job["output_type"] == "float32" else []
+            int16 = kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+            converter.target_spec.supported_ops = [int16, *in_float]
         converter.inference_input_type = getattr(tf, job["input"])
         converter.inference_output_type = getattr(tf, job["output_type"])
         converter._experimental_disable_per_channel_quantization_for_dense_layers = not job["per_channel"]

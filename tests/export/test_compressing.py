@@ -67,8 +67,8 @@ def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path, fewer_state
         ("16-16", "mcu", 1_776),
         ("64-64", "mcu", 6_576),
         ("linear", "cpu", 816),
-        ("16", "cpu", 1_712),
-        ("16-16", "cpu", 2_128),
+        ("16", "cpu", 1_296),
+        ("16-16", "cpu", 1_760),
         ("64-64", "cpu", 8_080),
     ],
 )

@@ -421,3 +421,28 @@ def test_where_layer_norm_fails_in_int8_a_smaller_network_is_recommended(layer, 
     )
     verification = types.SimpleNamespace(gates=[compression.Gate(failed, "policy_int8.tflite", False, "no")])
     assert ("--budget" in exporting._advice(subject, verification)) == advises
+
+
+@pytest.mark.slow
+def test_training_for_int8_can_be_asked_for_and_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "AWARE_STATES", 2_000)
+    run = cartpole_run(tmp_path / "run")
+    verification = export(run, tmp_path / "bundle", "mcu", episodes=4, qat=True)
+    assert verification.passed
+    quantisation = read(tmp_path / "bundle")["files"]["policy_int8.tflite"]["quantisation"]
+    told = quantisation["quantisation_aware_training"]
+    assert quantisation["method"] == "static"
+    assert "states of other episodes, the file without it takes the network's action in" in told["reason"]
+    with pytest.raises(UserError, match="quantisation-aware training is for static int8; leave --qat out for int16x8"):
+        export(run, tmp_path / "other", "mcu", quantisation="int16x8", qat=True)
+
+
+@pytest.mark.slow
+def test_a_policy_with_int16_activations_passes_its_gates_and_plays(tmp_path):
+    run = cartpole_run(tmp_path / "run")
+    verification = export(run, tmp_path / "bundle", "mcu", ("tflite", "c"), episodes=4, quantisation="int16x8")
+    assert verification.passed
+    assert verification.rows[-1].interquartile_mean.estimate == 500.0
+    policy = Policy(tmp_path / "bundle", "int8")
+    assert policy.act([0.0, 0.0, 0.2, 1.0]) == 1
+    assert "policy_act_int8" not in (tmp_path / "bundle" / "policy.h").read_text()
