@@ -4,6 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rlplatform import devices
 from rlplatform.agents.layers import Standardize
 from rlplatform.config import Config
 from rlplatform.experience import Block
@@ -31,14 +32,17 @@ class Normalization(tf.Module):
         if self._layer is not None:
             self.observations = tf.Variable(0.0, trainable=False, name="observations")  # how many were counted
         if self._rewards:
-            num_envs = config.environment.num_envs
+            num_envs = config.environment.num_envs * devices.num_replicas()
             self.running = tf.Variable(tf.zeros([num_envs]), trainable=False, name="running")  # returns of the episodes
             self.returns = tf.Variable(0.0, trainable=False, name="returns")
             self.mean = tf.Variable(0.0, trainable=False, name="mean")
             self.variance = tf.Variable(1.0, trainable=False, name="variance")
 
     def update(self, block: Block) -> None:
-        """Traced: takes a block's slots into account; dead slots count as observations, not as rewards."""
+        """Traced: takes a block's slots into account; dead slots count as observations, not as rewards.
+
+        The statistics are those of all replicas' blocks together, and the same on each.
+        """
         if self._layer is not None:
             frames = tf.cast(block.observation, tf.float32)
             if block.observation.dtype == tf.uint8:
@@ -46,9 +50,12 @@ class Normalization(tf.Module):
             frames = tf.reshape(frames, [-1, *frames.shape[2:]])
             frames = frames[..., None] if frames.shape.rank == 3 else frames  # [H, W] is one channel
             stacked = tf.concat([frames] * self._frame_stack, axis=-1)  # every frame of a stack has the same statistics
-            count = tf.constant(float(stacked.shape[0]))
+            count = tf.constant(float(stacked.shape[0] * devices.num_replicas()))
+            mean, variance = tf.nn.moments(stacked, axes=[0])
+            everywhere = devices.mean(mean)
+            variance = devices.mean(variance + tf.square(mean - everywhere))
             total, mean, variance = _merged(
-                (self.observations, self._layer.mean, self._layer.variance), count, *tf.nn.moments(stacked, axes=[0])
+                (self.observations, self._layer.mean, self._layer.variance), count, everywhere, variance
             )
             self.observations.assign(total)
             self._layer.mean.assign(mean)
@@ -61,9 +68,12 @@ class Normalization(tf.Module):
             reward, first, dead = slot
             return tf.where(first | dead, 0.0, self._gamma * running) + tf.where(dead, 0.0, reward)
 
-        values = tf.scan(step, (block.reward, block.first, block.dead), self.running + 0.0)  # [T, N]
+        first, dead = (
+            devices.gathered(tf.cast(field, tf.float32), axis=1) > 0.0 for field in (block.first, block.dead)
+        )
+        values = tf.scan(step, (devices.gathered(block.reward, axis=1), first, dead), self.running + 0.0)  # [T, N]
         self.running.assign(values[-1])
-        live = 1.0 - tf.cast(block.dead, tf.float32)
+        live = 1.0 - tf.cast(dead, tf.float32)
         count = tf.reduce_sum(live)
         mean = tf.math.divide_no_nan(tf.reduce_sum(live * values), count)
         variance = tf.math.divide_no_nan(tf.reduce_sum(live * tf.square(values - mean)), count)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rlplatform import devices
 from rlplatform.agents.freezing import Shares
 
 BETA_1, BETA_2 = 0.9, 0.999
@@ -44,12 +45,16 @@ class Adam(tf.Module):
         self.second_moment = tf.Variable(tf.zeros(sum(self._sizes)), trainable=False, name="second_moment")
 
     def apply(self, gradients: list[tf.Tensor], variables: list[Any], learning_rate: tf.Tensor) -> tf.Tensor:
-        """Traced: one step on `variables`, in place.
+        """Traced: one step on `variables`, in place, on every replica the same.
+
+        This is the one place where replicas' gradients meet: each is that of a mean over the replica's share of the
+        batch, so that their mean is that of the whole batch.
 
         Returns:
             [] float32, the gradients' global norm before clipping.
         """
         gradient = tf.concat([tf.reshape(part, [-1]) for part in gradients], axis=0)  # [P]
+        gradient = devices.mean(gradient)
         if self._mask is not None:
             gradient *= self._mask
         norm = tf.norm(gradient)

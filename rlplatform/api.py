@@ -15,7 +15,7 @@ from rlplatform.agents import torsos
 from rlplatform.analysis.statistics import Interval, bootstrap, mean
 from rlplatform.compression.reference import environment_of
 from rlplatform.compression.verification import act_of
-from rlplatform.config import Config, EnvironmentConfig
+from rlplatform.config import Config, Device, EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
 from rlplatform.export import Verification, compress, export
@@ -28,7 +28,7 @@ from rlplatform.training.transfer import resolved
 __all__ = ["Evaluated", "compress", "evaluate", "export", "load", "session", "train", "transfer", "verify"]
 
 # What may change when a run goes on: how long and how it is watched, not what it is.
-MAY_CHANGE = ("training.total_steps", "evaluation.", "checkpoint.", "logging.", "callbacks.", "device")
+MAY_CHANGE = ("training.total_steps", "evaluation.", "checkpoint.", "logging.", "callbacks.", "device", "replicas")
 
 
 def train(
@@ -38,6 +38,7 @@ def train(
     preset: str | None = None,
     seed: int | None = None,
     num_envs: int | None = None,
+    device: Device | None = None,
     out: str | pathlib.Path | None = None,
     resume: bool = False,
     overrides: Iterable[str] = (),
@@ -52,6 +53,7 @@ def train(
         preset: a shipped preset or a TOML file; by default the one that lists the environment, else `dqn`.
         seed: what every random number of the run follows from.
         num_envs: environments side by side.
+        device: where to learn: `auto`, `cpu`, `gpu`, `mirrored`, `multiworker` (`TF_CONFIG` names the workers), `tpu`.
         out: the run's folder; by default the first free `runs/ID-N`.
         resume: go on with the run in `out` from its newest checkpoint.
         overrides: `key=value` texts over the preset, like `replay.capacity=100000`.
@@ -68,6 +70,7 @@ def train(
         preset=preset,
         seed=seed,
         num_envs=num_envs,
+        device=device,
         out=out,
         resume=resume,
         overrides=overrides,
@@ -83,6 +86,7 @@ def session(
     preset: str | None = None,
     seed: int | None = None,
     num_envs: int | None = None,
+    device: Device | None = None,
     out: str | pathlib.Path | None = None,
     resume: bool = False,
     overrides: Iterable[str] = (),
@@ -97,6 +101,7 @@ def session(
         "seed": seed,
         "training": None if steps is None else {"total_steps": steps},
         "environment": None if num_envs is None else {"num_envs": num_envs},
+        "device": device,
     }
     if out is None and resume:
         raise UserError("to resume, say which run: --out runs/NAME")

@@ -12,6 +12,7 @@ from typing import Any
 import rlplatform
 from rlplatform import benchmark
 from rlplatform.arguments import Parser, Result, add_command, load_api, names, number, positive, share
+from rlplatform.config import DEVICES
 from rlplatform.errors import RunError, UserError
 
 EPILOG = "Every command takes --json (one JSON object on the last line of standard output), --debug and --help."
@@ -85,6 +86,11 @@ def _parser() -> Parser:
     train.add_argument("--steps", type=number, metavar="N", help="env steps in all")
     train.add_argument("--seed", type=number, metavar="S", help="what every random number follows from")
     train.add_argument("--num-envs", type=number, metavar="N", help="environments side by side")
+    train.add_argument("--device", choices=DEVICES, help="where to learn (docs/devices.md); the same run on each")
+    train.add_argument(
+        "--workers", type=names, metavar="LIST", help="HOST:PORT of every machine, with commas between, on each of them"
+    )
+    train.add_argument("--task-index", type=number, metavar="N", help="which of --workers this one is, from 0")
     train.add_argument("--out", metavar="DIR", help="the run's folder; by default the first free runs/ENV_ID-N")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest checkpoint")
     train.add_argument(
@@ -209,6 +215,11 @@ def _parser() -> Parser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value over the preset in every trial"
     )
 
+    found = add_command(
+        commands, "devices", _devices, "name the devices that there are, and how fast each is", "rlplatform devices"
+    )
+    found.add_argument("--no-speed", dest="speed", action="store_false", help="do not measure")
+
     listing = add_command(commands, "list", _list, "name what there is", "rlplatform list presets")
     listing.add_argument("what", choices=["envs", "presets", "agents"])
     return parser
@@ -223,7 +234,7 @@ def _train(args: Any) -> Result:
     def started(run: Any) -> None:
         from rlplatform import devices
 
-        where = devices.describe(run.config.device)
+        where = devices.describe(run.config.device, run.config.replicas)
         print(f"training in {run.path} on {where}; watch it: tensorboard --logdir {run.path}", file=sys.stderr)
 
     run, outcome = api.session(
@@ -232,6 +243,9 @@ def _train(args: Any) -> Result:
         preset=args.preset,
         seed=args.seed,
         num_envs=args.num_envs,
+        device=args.device,
+        workers=args.workers,
+        task_index=args.task_index,
         out=args.out,
         resume=args.resume,
         overrides=args.set,
@@ -364,6 +378,20 @@ def _sweep(args: Any) -> Result:
     lines += [f"  {key} = {value}" for key, value in found.params.items()]
     lines.append(f"train with it: rlplatform train {shlex.quote(args.env)} --preset {shlex.quote(str(found.preset))}")
     return 0, result, "\n".join(lines)
+
+
+def _devices(args: Any) -> Result:
+    load_api()
+    from rlplatform import inventory
+
+    found = inventory.take(args.speed)
+    lines = [f"{'auto':12} takes {found['auto']}: {found['why']}"]
+    for entry in found["devices"]:
+        line = f"{entry['device']:12} {entry['what']}" if entry["here"] else f"{entry['device']:12} no: {entry['what']}"
+        if "gflops" in entry:
+            line += f"; {entry['gflops']:,.0f} GFLOP/s, {entry['updates_per_s']:,.0f} updates/s"
+        lines.append(line)
+    return 0, found, "\n".join(lines)
 
 
 def _list(args: Any) -> Result:

@@ -15,6 +15,9 @@ import tomli_w
 
 from rlplatform.errors import UserError, nearest
 
+Device = Literal["auto", "cpu", "gpu", "mirrored", "multiworker", "tpu"]
+DEVICES: tuple[str, ...] = typing.get_args(Device)
+
 
 def _field(
     default: Any, help: str, low: float | None = None, high: float | None = None, *, above: float | None = None
@@ -279,7 +282,8 @@ class Config:
     """Everything that a run is made from; saved whole in the run as `config.toml`."""
 
     seed: int = _field(0, "every random number of the run follows from it", 0, 2**31 - 1)
-    device: Literal["auto", "cpu", "gpu"] = _field("auto", "where the learner runs")
+    device: Device = _field("auto", "where the learner runs (docs/devices.md)")
+    replicas: int = _field(0, "mirrored: on how many devices; 0: one for each GPU, or two logical CPUs", 0, 1024)
     threads: int = _field(0, "cores for one operation; 0: one for dense networks, all for convolutions", 0, 1024)
     environment: EnvironmentConfig = EnvironmentConfig()
     network: NetworkConfig = NetworkConfig()
@@ -365,6 +369,38 @@ class Config:
         tree = to_dict(self)
         merge(tree, sections)
         return typing.cast(Self, from_dict(tree))
+
+    def divided(self, replicas: int) -> Self:
+        """What one of several replicas sees of the run: its share of environments, slots, batches and env steps.
+
+        Raises:
+            UserError: something does not divide; the sentence names the nearest number that does.
+        """
+        if replicas == 1:
+            return self
+        sizes = {
+            "environment.num_envs": self.environment.num_envs,
+            "training.batch_size": self.training.batch_size,
+            "replay.capacity": self.replay.capacity,
+        }
+        if self.agent.algorithm == "pqn":
+            del sizes["replay.capacity"]
+        for key, size in sizes.items():
+            if size % replicas:
+                raise UserError(
+                    f"{key} must be a multiple of the {replicas} replicas, each of which has its share; got {size}, "
+                    f"the nearest is {max(1, round(size / replicas)) * replicas}"
+                )
+        training = self.training
+        return self.replace(
+            environment={"num_envs": self.environment.num_envs // replicas},
+            replay={"capacity": self.replay.capacity // replicas} if "replay.capacity" in sizes else {},
+            training={
+                "total_steps": max(1, training.total_steps // replicas),
+                "train_interval": training.train_interval // replicas,
+                "batch_size": training.batch_size // replicas,
+            },
+        )
 
     @property
     def block_steps(self) -> int:

@@ -135,7 +135,7 @@ def train_one(
         "best_step": best.step,
         "reason": outcome.reason,
         "training_seconds": round(float(runs.newest_row(run.path)["seconds"]), 1),
-        "device": devices.describe(run.config.device),
+        "device": devices.describe(run.config.device, run.config.replicas),
     }
     for which in ("best", "last"):
         played = api.evaluate(run, episodes=episodes, seed=seed, which=which).evaluation

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from rlplatform import devices
 from rlplatform.experience.draws import random_uniform
 
 WIDTH = 32
@@ -70,6 +71,16 @@ class SumTree(tf.Module):
         return index, tf.reduce_sum(children * chosen, axis=1)
 
 
+def sums(numbers: np.ndarray) -> list[np.ndarray]:
+    """The levels of the tree that holds `numbers [size]` float32: `[rows, WIDTH]` each, the numbers first."""
+    levels: list[np.ndarray] = []
+    while not levels or len(numbers) > 1:
+        rows = -(-len(numbers) // WIDTH)
+        levels.append(np.pad(numbers, (0, rows * WIDTH - len(numbers))).reshape(rows, WIDTH))
+        numbers = levels[-1].sum(axis=1)
+    return levels
+
+
 class Priorities(tf.Module):
     """Which of a ring's places are drawn: in proportion to their last error, to a power (Schaul et al. 2016, eq. 1).
 
@@ -99,7 +110,10 @@ class Priorities(tf.Module):
             seed: [2] int32.
             importance_exponent: [] float32, beta.
         """
-        place, priority = self.tree.find(stratified(batch_size, updates, self.tree.total(), seed))
+        total = self.tree.total()
+        place, priority = self.tree.find(stratified(batch_size, updates, total, seed))
+        if devices.num_replicas() > 1:  # each draws from its own places: only shares of their total compare
+            priority = tf.math.divide_no_nan(priority, total)
         return place, importance(tf.reshape(priority, [updates, batch_size]), importance_exponent)
 
     def set_errors(self, place: tf.Tensor, error: tf.Tensor) -> None:
@@ -130,7 +144,8 @@ def stratified(count: int, groups: int, total: tf.Tensor, seed: tf.Tensor) -> tf
 def importance(priority: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
     """Traced: weights `(N P(i)) ** -beta` over the greatest of their batch (Schaul et al. 2016, eq. 2 and section 3.4).
 
-    Number and total cancel in the ratio to the greatest weight, which is that of the least priority.
+    Number and total cancel in the ratio to the greatest weight, which is that of the least priority. Where replicas
+    draw parts of one batch, that is the least of all of them.
 
     Args:
         priority: [U, B] float32, of the drawn slots, before they are divided by their sum.
@@ -140,5 +155,5 @@ def importance(priority: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
         [U, B] float32, from 0 to 1; 0 where the priority is 0.
     """
     drawn = priority > 0.0
-    least = tf.reduce_min(tf.where(drawn, priority, priority.dtype.max), axis=1, keepdims=True)
+    least = devices.least(tf.reduce_min(tf.where(drawn, priority, priority.dtype.max), axis=1, keepdims=True))
     return tf.where(drawn, tf.pow(least / tf.where(drawn, priority, 1.0), exponent), 0.0)

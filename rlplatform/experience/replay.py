@@ -1,6 +1,7 @@
 """The replay: a ring of slots on the device, written in place and drawn from inside the compiled program."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -234,21 +235,30 @@ class Replay(tf.Module):
 
     # --- state, for checkpoints -----------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Every variable by name."""
-        return state_of(self.variables)
+    def state(self, replica: int = 0) -> dict[str, np.ndarray]:
+        """Every variable by name; of those that are distributed, the replica's."""
+        return state_of(self.variables, replica)
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
+    def load_state(self, state: dict[str, np.ndarray], replica: int = 0) -> None:
         """Puts back what `state` gave."""
-        load_state_of(self.variables, state)
+        load_state_of(self.variables, state, replica)
 
 
-def state_of(variables: Iterable[tf.Variable]) -> dict[str, np.ndarray]:
-    """The values of variables, each of which has a name of its own."""
-    return {variable.name.partition(":")[0]: variable.numpy() for variable in variables}
+def state_of(variables: Iterable[tf.Variable], replica: int = 0) -> dict[str, np.ndarray]:
+    """The values of variables, each of which has a name of its own; of those that are distributed, the replica's."""
+    return {_name(variable): _own(variable, replica).numpy() for variable in variables}
 
 
-def load_state_of(variables: Iterable[tf.Variable], state: dict[str, np.ndarray]) -> None:
+def load_state_of(variables: Iterable[tf.Variable], state: dict[str, np.ndarray], replica: int = 0) -> None:
     """Puts back what `state_of` gave."""
     for variable in variables:
-        variable.assign(state[variable.name.partition(":")[0]])
+        _own(variable, replica).assign(state[_name(variable)])
+
+
+def _name(variable: tf.Variable) -> str:
+    return str(variable.name.partition(":")[0])
+
+
+def _own(variable: Any, replica: int) -> tf.Variable:
+    """One replica's part of a variable; the variable itself where it is not distributed."""
+    return getattr(variable, "values", (variable,))[replica]

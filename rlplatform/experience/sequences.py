@@ -196,10 +196,10 @@ class SequenceReplay(tf.Module):
         """Its own, without the ring's."""
         return [self.state_before, *(() if self.priorities is None else self.priorities.variables)]
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Every variable by name."""
-        return state_of(self._variables())
+    def state(self, replica: int = 0) -> dict[str, np.ndarray]:
+        """Every variable by name; of those that are distributed, the replica's."""
+        return state_of(self._variables(), replica)
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None:
+    def load_state(self, state: dict[str, np.ndarray], replica: int = 0) -> None:
         """Puts back what `state` gave."""
-        load_state_of(self._variables(), state)
+        load_state_of(self._variables(), state, replica)

@@ -72,7 +72,7 @@ class Loop:
         self._run, self._config, self._factory = run, run.config, factory
         seed_networks(run.config.seed)
         devices.make_deterministic()
-        self._learner = Learner(run.config, run.spec, devices.strategy(run.config.device))
+        self._learner = Learner(run.config, run.spec, devices.strategy(run.config.device, run.config.replicas))
         self._policy = self._learner.agent.policy_network()  # its weights are set when it is saved
         self._collector = HostCollector(run.config, env, run.spec, make_actor(self._policy, run.config.seed))
         self._greedy = make_actor(self._policy)
@@ -321,7 +321,7 @@ class Loop:
             if self._saved_step >= 0
             else "there is no checkpoint yet"
         )
-        if not self._learner.replay.is_finite():
+        if not self._learner.is_finite():
             raise RunError(
                 f"the environment has shown an observation or a reward that is not finite, by step {self.step}; {safe}"
             )
