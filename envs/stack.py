@@ -1,6 +1,8 @@
 """Frame stacks: the newest observations of each environment, joined along the last axis."""
 
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,21 @@ class Stack:
             frames[..., -last:] = frame
             frame = frames
         self._frames = frame
+
+    @classmethod
+    def joined(cls, stacks: Sequence[Self]) -> Self:
+        """The stacks of all environments, in order."""
+        whole = copy.copy(stacks[0])
+        whole._frames = np.concatenate([stack._frames for stack in stacks])
+        whole._frame_shape = (len(whole._frames), *whole._frame_shape[1:])
+        return whole
+
+    def divided(self, count: int) -> list[Self]:
+        """The stacks of `count` equal parts of the environments."""
+        parts = [copy.copy(self) for _ in range(count)]
+        for part, frames in zip(parts, np.split(self._frames, count), strict=True):
+            part._frames, part._frame_shape = frames, (len(frames), *self._frame_shape[1:])
+        return parts
 
     def reset(self, mask: NDArray[np.bool_], observation: NDArray[Any]) -> None:
         """Fills the stacks of environments that begin an episode with their first frame.

@@ -1,5 +1,6 @@
 """What the platform does, as functions: the command line and Python programs are two doors to them."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -94,7 +95,11 @@ def session(
     progress: bool = True,
     on_start: Callable[[Run], None] | None = None,
 ) -> tuple[Run, Outcome]:
-    """Like `train`; says how the session ended too, and calls `on_start` with the run before its first step."""
+    """Like `train`; says how the session ended too, and calls `on_start` with the run before its first step.
+
+    With device `multiworker`, every worker calls it with the same arguments; the folder is one that all of them see,
+    and the first worker alone writes to it.
+    """
     factory = None if isinstance(env, str) else env
     env_id = env if isinstance(env, str) else envs.id_of(env)
     sections: dict[str, Any] = {
@@ -110,22 +115,39 @@ def session(
     if started:
         config = _resumed(Run.open(path), env_id, preset, overrides, sections)
     else:
-        _refuse_occupied(path, resume)
         config = resolve(env_id, preset, overrides, **sections)
+    place = devices.place(config.device)
+    if place.workers > 1 and out is None:
+        raise UserError("several workers must name one folder that all of them see: --out runs/NAME")
+    if not started and place.worker == 0:
+        _refuse_occupied(path, resume)
     if config.evaluation.video:
         training.check_filming(config.environment, factory)
-    vector = envs.make(config.environment, factory)
+    own = config.divided(place.workers).environment  # this worker's part of the environments
+    vector = envs.make(own, factory)
     try:
         run = Run(path, config, envs.spec_of(vector, env_id))
-        if config.transfer.source and config.transfer.frozen_layers < 0:
-            run = dataclasses.replace(run, config=resolved(config, run.fresh_network()))
         dense = torsos.is_dense(config.network, run.observation_shape)
         devices.limit_threads(config.threads or (1 if dense else 0))
-        with exclusive(run.path):
-            run.create(rlplatform.__version__)
+        strategy = devices.strategy(config.device, config.replicas)  # before TensorFlow is used: workers join then
+        config.divided(strategy.num_replicas_in_sync)  # or is refused before anything is written
+        if config.transfer.source and config.transfer.frozen_layers < 0:
+            run = dataclasses.replace(run, config=resolved(config, run.fresh_network()))
+        with contextlib.ExitStack() as held:
+            if place.worker == 0:
+                held.enter_context(exclusive(run.path))
+                run.create(rlplatform.__version__)
             if on_start is not None:
                 on_start(run)
-            loop = Loop(run, vector, callbacks=callbacks, factory=factory, resume=started, progress=progress)
+            loop = Loop(
+                run,
+                vector,
+                callbacks=callbacks,
+                factory=factory,
+                resume=started,
+                progress=progress and place.worker == 0,
+                strategy=strategy,
+            )
             return run, loop.train()
     finally:
         vector.close()

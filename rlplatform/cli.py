@@ -230,10 +230,17 @@ def _parser() -> Parser:
 
 def _train(args: Any) -> Result:
     api = load_api()
+    from rlplatform import devices
+
+    if (args.workers is None) != (args.task_index is None):
+        raise UserError("--workers and --task-index belong together: who the workers are, and which of them this is")
+    if args.workers is not None:
+        if args.device not in (None, "multiworker"):
+            raise UserError(f"--workers is for --device multiworker; got {args.device}")
+        devices.join(args.workers, args.task_index)
+        args.device = "multiworker"
 
     def started(run: Any) -> None:
-        from rlplatform import devices
-
         where = devices.describe(run.config.device, run.config.replicas)
         print(f"training in {run.path} on {where}; watch it: tensorboard --logdir {run.path}", file=sys.stderr)
 
@@ -244,8 +251,6 @@ def _train(args: Any) -> Result:
         seed=args.seed,
         num_envs=args.num_envs,
         device=args.device,
-        workers=args.workers,
-        task_index=args.task_index,
         out=args.out,
         resume=args.resume,
         overrides=args.set,

@@ -14,7 +14,7 @@ from rlplatform.config import Device
 from rlplatform.errors import UserError
 
 CLUSTER = "TF_CONFIG"  # where TensorFlow reads who the workers are
-TIMEOUT_SECONDS = 60.0  # how long a worker waits in one exchange for the others
+TIMEOUT_SECONDS = 3_600.0  # how long a worker waits for the others, the chief's evaluations included
 
 
 def strategy(device: Device, replicas: int = 0) -> tf.distribute.Strategy:
@@ -108,6 +108,21 @@ class Cluster(NamedTuple):
 
     addresses: list[str]  # host:port
     task: int
+
+
+class Place(NamedTuple):
+    """Which of the processes that run together this one is."""
+
+    worker: int
+    workers: int
+
+
+def place(device: Device) -> Place:
+    """Where this process stands among the workers; alone, but for `multiworker`."""
+    if device != "multiworker":
+        return Place(0, 1)
+    workers = cluster()
+    return Place(workers.task, len(workers.addresses))
 
 
 def join(addresses: Sequence[str], index: int) -> None:

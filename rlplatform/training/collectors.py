@@ -40,12 +40,24 @@ class HostCollector:
         spec: their spaces.
         actor: Q-values from published weights. Where it remembers, it is told where episodes begin and asked in every
             row, and blocks say what it remembered before their first row.
+        worker: which of `workers` this is, each of which steps an equal part of the run's environments: what happens
+            in an environment does not depend on who steps it.
+        workers: how many there are.
     """
 
-    def __init__(self, config: Config, env: gym.vector.VectorEnv[Any, Any, Any], spec: envs.Spec, actor: Actor) -> None:
+    def __init__(
+        self,
+        config: Config,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        spec: envs.Spec,
+        actor: Actor,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> None:
         self._config, self._env, self._spec, self._actor = config, env, spec, actor
         self._mode = env.metadata["autoreset_mode"]
-        self._num_envs = config.environment.num_envs
+        self._num_envs = config.environment.num_envs // workers  # N
+        self._own = slice(worker * self._num_envs, (worker + 1) * self._num_envs)  # among those of all workers
         self._stack = envs.Stack(spec, config.environment.frame_stack, self._num_envs)
         self._blocks = 0  # the counter of this collector's random numbers
         self._chunk = -1
@@ -64,8 +76,8 @@ class HostCollector:
 
     @property
     def steps(self) -> int:
-        """Env steps so far, over all environments together, dead slots included."""
-        return self._blocks * self._config.block_steps * self._num_envs
+        """Env steps so far, over all workers' environments together, dead slots included."""
+        return self._blocks * self._config.training.train_interval
 
     def collect(self, weights: Array) -> tuple[Block | RecurrentBlock, list[Episode]]:
         """Lives through one block.
@@ -157,7 +169,7 @@ class HostCollector:
         return block, self._episodes(block.reward, lived, over & lived)
 
     def _seeds(self, stream: str) -> list[int]:
-        return envs.seeds(self._config.seed, self._num_envs, stream)
+        return envs.seeds(self._config.seed, self._config.environment.num_envs, stream)[self._own]
 
     def _exploration(self) -> tuple[Array, Array]:
         """[T, N] bool, where to explore, and [T, N], what the random actions follow from.
@@ -165,7 +177,7 @@ class HostCollector:
         That is one draw per environment and step: the action itself, int32, or, where actions are masked, a number from
         0 to 1. Drawn for many blocks at once: making a generator costs more than a block's numbers.
         """
-        shape = (self._config.block_steps, self._num_envs)
+        shape = (self._config.block_steps, self._config.environment.num_envs)
         at_once = max(1, DRAWN_AT_ONCE // (shape[0] * shape[1]))
         chunk, place = divmod(self._blocks, at_once)
         if chunk != self._chunk:
@@ -178,8 +190,8 @@ class HostCollector:
             else:
                 actions = rng.integers(self._spec.num_actions, size=(at_once, *shape), dtype=np.int32)
             self._chunk, self._draws = chunk, (draws, actions)
-        draw, action = self._draws[0][place], self._draws[1][place]
-        steps = self.steps + np.arange(shape[0]) * self._num_envs
+        draw, action = (drawn[place][:, self._own] for drawn in self._draws)
+        steps = self.steps + np.arange(shape[0]) * shape[1]
         epsilon = schedules.values(self._config.exploration.epsilon, steps, self._config.training.total_steps)
         return draw < epsilon[:, None], action
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import pathlib
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
@@ -18,9 +19,9 @@ from rlplatform.agents import make_actor
 from rlplatform.agents.acting import split_weights, weight_shapes
 from rlplatform.config import to_dict, to_toml
 from rlplatform.envs.naming import Factory
-from rlplatform.errors import RunError
+from rlplatform.errors import RunError, UserError
 from rlplatform.training import callbacks as callbacks_module
-from rlplatform.training import schedules, transfer
+from rlplatform.training import schedules, shards, transfer
 from rlplatform.training.callbacks import Callback
 from rlplatform.training.collectors import Episode, HostCollector
 from rlplatform.training.evaluation import Evaluation, evaluate, greedy, record
@@ -29,6 +30,7 @@ from rlplatform.training.logs import Log
 from rlplatform.training.run import Best, Run, seed_networks
 
 Array = np.ndarray[Any, Any]
+_OWN = ("collector", "pending", "episodes")  # what each worker has of its own
 CALIBRATION = 1_024  # observations kept beside the best policy
 
 
@@ -57,6 +59,8 @@ class Loop:
         factory: makes the environments for evaluation, where they have no id.
         resume: go on from the newest checkpoint.
         progress: show a bar on standard error.
+        strategy: where to learn; by default what the configuration asks for. Where it has several workers, each runs
+            this loop on its own part of the environments, and the first one, the chief, alone writes to the folder.
     """
 
     def __init__(
@@ -68,13 +72,18 @@ class Loop:
         factory: Factory | None = None,
         resume: bool = False,
         progress: bool = True,
+        strategy: Any = None,
     ) -> None:
         self._run, self._config, self._factory = run, run.config, factory
         seed_networks(run.config.seed)
         devices.make_deterministic()
-        self._learner = Learner(run.config, run.spec, devices.strategy(run.config.device, run.config.replicas))
+        strategy = strategy or devices.strategy(run.config.device, run.config.replicas)
+        self._learner = Learner(run.config, run.spec, strategy)
+        self._replicas = replicas = self._learner.replicas
         self._policy = self._learner.agent.policy_network()  # its weights are set when it is saved
-        self._collector = HostCollector(run.config, env, run.spec, make_actor(self._policy, run.config.seed))
+        self._collector = HostCollector(
+            run.config, env, run.spec, make_actor(self._policy, run.config.seed), replicas.worker, replicas.workers
+        )
         self._greedy = make_actor(self._policy)
         self._callbacks = [*callbacks_module.from_config(run.config.callbacks), *callbacks]
         self._checkpoints = run.checkpoints()
@@ -95,6 +104,7 @@ class Loop:
         self._best_return = -math.inf
         self._saved_step = -1
         saved = self._checkpoints.restore() if resume else None
+        self._agree(-1 if saved is None else saved.step)
         if saved is None and run.config.transfer.source:
             self._begin_with(run.config.transfer.source)
         if saved is not None:
@@ -102,11 +112,27 @@ class Loop:
             self._saved_step = saved.step
         if resume and (best := run.best()) is not None:
             self._best_return = best.mean_return
-        self.log = Log(run.path, run.config, append=resume, progress=progress)
+        self._scratch = None if replicas.is_chief else tempfile.TemporaryDirectory(prefix="rlplatform-")
+        folder = run.path if self._scratch is None else pathlib.Path(self._scratch.name)
+        self.log = Log(folder, run.config, append=resume, progress=progress)
         if resume:  # without a checkpoint, from step 0: what was logged since then comes again
             self.log.truncate_after(self.step)
         if saved is None:
             self._describe()
+
+    def _agree(self, step: int) -> None:
+        """Refuses to begin where workers would not do the same; `step` is that of the checkpoint each has found."""
+        chief, *others = self._replicas.tell((to_dict(self._config), step))
+        for worker, other in enumerate(others, 1):
+            if other[0] != chief[0]:
+                raise UserError(
+                    f"worker {worker} was started with other settings than the chief; they must be the same"
+                )
+            if other[1] != chief[1]:
+                raise UserError(
+                    f"worker {worker} does not see the chief's newest checkpoint in {self._run.path}: the run's folder "
+                    "must be on a file system that all workers share"
+                )
 
     def _begin_with(self, source: str) -> None:
         """Takes layers over from another network."""
@@ -138,8 +164,9 @@ class Loop:
 
     def save_network(self, path: pathlib.Path) -> None:
         """Writes the policy's network as a `.keras` file or a SavedModel folder, after the path's ending."""
-        self._policy.set_weights(self._learner.agent.online.get_weights())
-        self._policy.save(path)
+        if self._replicas.is_chief:
+            self._policy.set_weights(self._learner.agent.online.get_weights())
+            self._policy.save(path)
 
     # --- the rounds -----------------------------------------------------------------------------------------------
 
@@ -158,6 +185,8 @@ class Loop:
         finally:
             self.log.close()
             self._collector.close()
+            if self._scratch is not None:
+                self._scratch.cleanup()
         return Outcome(self.step, self.updates, self._reason or "finished", self._signal, self._evaluation)
 
     def _rounds(self, thread: ThreadPoolExecutor) -> None:
@@ -223,13 +252,15 @@ class Loop:
             self._evaluate()
         if self._crossed(before, self._config.checkpoint.interval):
             self._save()
+        # A signal may have reached one worker alone: all stop together.
+        self._reason = next(filter(None, self._replicas.tell(self._reason)), "")
 
     def _crossed(self, before: int, interval: int) -> bool:
         return interval > 0 and self.step // interval > before // interval
 
     def _finish(self) -> None:
         """After the last round: a last evaluation unless a signal is waiting, and a checkpoint to go on from."""
-        evaluates = self._evaluated_at != self.step and not self._signal
+        evaluates = self._evaluated_at != self.step and not any(self._replicas.tell(self._signal))
         if evaluates:
             self._evaluate()
         if evaluates or self._saved_step != self.step:
@@ -289,14 +320,19 @@ class Loop:
         self._greedy.load(weights)
         environment, seed = self._config.environment, self._config.seed
         seeds = envs.seeds(seed, self._config.evaluation.episodes, "selection")
-        result = evaluate(greedy(self._greedy), environment, seeds, factory=self._factory)
+        played = None
+        if self._replicas.is_chief:
+            played = evaluate(greedy(self._greedy), environment, seeds, factory=self._factory)
+        result = self._replicas.tell(played)[0]  # of the chief
+        assert result is not None
         self._evaluation, self._evaluated_at = result, self.step
         if self._learner.agent.is_pruned and result.mean >= self._best_return:
             self._best_return = result.mean
-            self._run.save_best(
-                Best(self.step, result.mean, split_weights(weight_shapes(self._policy), weights)),
-                self._learner.observations(CALIBRATION),
-            )
+            if self._replicas.is_chief:
+                self._run.save_best(
+                    Best(self.step, result.mean, split_weights(weight_shapes(self._policy), weights)),
+                    self._learner.observations(CALIBRATION),
+                )
         row = {
             "eval/return": result.mean,
             "eval/return_min": float(result.returns.min()),
@@ -305,7 +341,7 @@ class Loop:
         if self._best_return > -math.inf:
             row["eval/best_return"] = self._best_return
         self.log.scalars(self.step, row)
-        if self._config.evaluation.video:
+        if self._config.evaluation.video and self._replicas.is_chief:
             frames, _, _ = record(greedy(self._greedy), environment, seeds[0], factory=self._factory)
             self.log.images("eval/episode", self.step, frames)
         for callback in self._callbacks:
@@ -340,7 +376,7 @@ class Loop:
 
     def _save(self) -> None:
         self._check_weights(self._learner.weights())
-        host = {
+        host: dict[str, Any] = {
             "collector": self._collector.state(),
             "pending": self._pending,
             "acting": self._acting,
@@ -353,20 +389,28 @@ class Loop:
             "evaluated_at": self._evaluated_at,
             "callbacks": callbacks_module.states(self._callbacks),
         }
-        self._checkpoints.save(self.step, self._learner.state(self._config.checkpoint.replay), host)
+        told = self._replicas.tell({name: host[name] for name in _OWN})
+        if len(told) > 1:
+            host["workers"] = told
+        variables = self._learner.state(self._config.checkpoint.replay)
+        if self._replicas.is_chief:
+            self._checkpoints.save(self.step, variables, host)
         self._saved_step = self.step
 
     def _load_state(self, variables: dict[str, Array], host: dict[str, Any]) -> None:
         self._learner.load_state(variables)
-        self._collector.load_state(host["collector"])
-        self._pending, self._acting = host["pending"], host["acting"]
+        told = host.get("workers", [host])
+        count, worker = self._replicas.workers, self._replicas.worker
+        self._collector.load_state(shards.collectors([each["collector"] for each in told], count)[worker])
+        self._pending = shards.blocks([each["pending"] for each in told], count)[worker]
+        self._acting = host["acting"]
         self._learned_blocks, self._updates = host["learned_blocks"], host["updates"]
         if self._config.checkpoint.replay:
             self._stored_first = host["stored_first"]
         else:  # the ring is empty again and must fill before it is drawn from
             self._stored_first += self._learned_blocks
         self.learning_rate_scale = host["learning_rate_scale"]
-        self._episodes.extend(host["episodes"])
+        self._episodes.extend((told[worker] if len(told) == count else host)["episodes"])
         self._evaluation, self._evaluated_at = host["evaluation"], host["evaluated_at"]
         callbacks_module.load_states(self._callbacks, host["callbacks"])
 

@@ -54,6 +54,11 @@ class Replicas:
         # A TPU's program is traced once for all cores: what differs between them lies in distributed variables.
         self._traced_once = self.count == 1 or isinstance(strategy, tf.distribute.TPUStrategy)
 
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.worker == 0
+
     # --- what they own --------------------------------------------------------------------------------------------
 
     def each(self, make: Callable[[], T]) -> list[T]:

@@ -1,10 +1,12 @@
-"""What each replica holds of a run's experience, as arrays: merged for one device, divided among any number of them."""
+"""What each replica or worker holds of a run, for checkpoints: merged, and divided among another number of them."""
 
 from typing import Any
 
 import numpy as np
 
+from rlplatform import envs
 from rlplatform.errors import RunError
+from rlplatform.experience import Block, RecurrentBlock
 from rlplatform.experience.priorities import sums
 
 Array = np.ndarray[Any, Any]
@@ -38,6 +40,9 @@ def found(name: str, state: State) -> list[State]:
     while shard := part(state, f"{name}@{len(shards)}"):
         shards.append(shard)
     return shards
+
+
+# --- rings of replicas ----------------------------------------------------------------------------------------------
 
 
 def redistributed(shards: list[State], count: int, num_envs: int) -> list[State]:
@@ -117,3 +122,45 @@ def _places(shard: State) -> int:
 
 def _levels(numbers: Array) -> State:
     return {f"{LEVEL}{index}": level for index, level in enumerate(sums(numbers))}
+
+
+# --- what workers have on the host ----------------------------------------------------------------------------------
+
+
+def blocks(told: list[Block | RecurrentBlock | None], workers: int) -> list[Any]:
+    """What some workers have lived through in the same steps, as another number of them would have; all or none has."""
+    first = told[0]
+    if len(told) == workers:
+        return told
+    if first is None:
+        return [None] * workers
+    axes = [0 if name == "state" else 1 for name in first._fields]
+    columns: Any = zip(*told, strict=True)
+    fields = [np.concatenate(parts, axis) for parts, axis in zip(columns, axes, strict=True)]
+    divided = [np.split(field, workers, axis) for field, axis in zip(fields, axes, strict=True)]
+    return [type(first)(*map(np.ascontiguousarray, parts)) for parts in zip(*divided, strict=True)]
+
+
+def collectors(states: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
+    """The states of collectors for another number of workers, in the order of environments.
+
+    What was seen goes on; the environments themselves are in snapshots that cannot be divided, so new episodes begin
+    (see `HostCollector.load_state`). The very same states where the number does not change.
+    """
+    if len(states) == workers:
+        return states
+    whole = {name: _one([state[name] for state in states]) for name in states[0]}
+    parts = {name: _several(value, workers) for name, value in whole.items()}
+    return [{name: values[worker] for name, values in parts.items()} | {"env": None} for worker in range(workers)]
+
+
+def _one(values: list[Any]) -> Any:
+    if isinstance(values[0], np.ndarray):
+        return np.concatenate(values)
+    return envs.Stack.joined(values) if isinstance(values[0], envs.Stack) else values[0]
+
+
+def _several(value: Any, count: int) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        return np.split(value, count)
+    return value.divided(count) if isinstance(value, envs.Stack) else [value] * count
