@@ -93,7 +93,7 @@ class NoisyDense(keras.layers.Layer):
         """Traced: kernel `[I, U]` and bias `[U]`, with noise inside `fresh_noise`."""
         if self.noise is None:
             return self.kernel, self.bias
-        of_inputs, of_units = self.noise
+        of_inputs, of_units = (tf.cast(noise, self.compute_dtype) for noise in self.noise)
         kernel = self.kernel + self.kernel_sigma * of_inputs[:, None] * of_units[None]
         return kernel, self.bias + self.bias_sigma * of_units
 

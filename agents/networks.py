@@ -1,5 +1,7 @@
 """Q-networks: functional `tf_keras` models, a torso with the value streams on top of it."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import tf_keras as keras
@@ -36,7 +38,7 @@ def build(
         observation_shape: what the network sees, `[O...]`, frame stack included.
         observation_dtype: `uint8` inputs are scaled to [0, 1] inside the network; all others are cast to float32.
         num_actions: A.
-        training: whether the output is what the head's loss takes.
+        training: whether the output is what the head's loss takes; only then `training.precision` counts.
 
     Returns:
         A functional model `[B, O...]` to `[B, A]` float32, the expected returns. For training, its output is the
@@ -61,7 +63,11 @@ def build(
     )
     if network.normalize_observations:
         features = Standardize(name="standardize")(features)
-    made = torso_function(network.torso, observation_shape)(features, network)
+    computing = (
+        f"mixed_{config.training.precision}" if training and config.training.precision != "float32" else "float32"
+    )
+    with _computing_in(computing):
+        made = torso_function(network.torso, observation_shape)(features, network)
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
         raise UserError(
             f"network.torso {network.torso!r} must give features and a function that makes a stream's last layers; "
@@ -81,7 +87,8 @@ def build(
 
     def values(kind: str, count: int) -> Any:
         """One stream: `[B, count]`, or `[B, count, K]`."""
-        inputs = stream(kind)(features)
+        with _computing_in(computing):
+            inputs = stream(kind)(features)
         if implicit:
             embedded = ImplicitQuantiles(name="quantiles" if kind == "q" else f"{kind}_quantiles")
             inputs = embedded(inputs if tau is None else (inputs, tau))
@@ -101,6 +108,21 @@ def build(
         output = Expectation(agent.v_min, agent.v_max, name="expectation")(output)
     gives = [output, *gives]
     return keras.Model(_alone(takes), _alone(gives), name="q_network")
+
+
+@contextlib.contextmanager
+def _computing_in(policy: str) -> Iterator[None]:
+    """Layers that are made inside compute as one of Keras's policies says; their weights are float32 in each.
+
+    Hidden layers are where the work is. Values, their distributions and a memory stay in float32, to which their layers
+    turn what they are given.
+    """
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
 
 
 def _memory_inputs(network: NetworkConfig, training: bool) -> list[Any]:

@@ -214,6 +214,9 @@ class TrainingConfig:
     train_interval: int = _field(4, "env steps over all environments between two calls of `learn`", 1)
     gradient_steps: int = _field(1, "updates in one call of `learn`", 1, 100_000)
     batch_size: int = _field(32, "transitions in one update; recurrent: sequences", 1, 1_000_000)
+    precision: Literal["float32", "bfloat16"] = _field(
+        "float32", "of hidden layers while learning; weights, values, losses and the optimiser stay in float32"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
