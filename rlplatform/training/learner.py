@@ -83,9 +83,10 @@ class Learner(tf.Module):
         block: AnyBlock = RecurrentBlock(*slots, states) if config.is_recurrent else slots
         signature = type(block)(*(tf.TensorSpec(field.shape, field.dtype) for field in block))
         rate = tf.TensorSpec([], tf.float32)
+        self.signature = (signature, rate, rate)  # what `learn` takes
         with tf.device(self._device):
             self._insert = _compile(self.store, signature)
-            self._learn = _compile(self.learn, signature, rate, rate)
+            self._learn = _compile(self.learn, *self.signature)
 
     def _new_replay(self, spec: Spec) -> Replay:
         """The ring of one replica."""
