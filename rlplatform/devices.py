@@ -202,8 +202,15 @@ def total(value: tf.Tensor) -> tf.Tensor:
 
 
 def gathered(value: tf.Tensor, axis: int) -> tf.Tensor:
-    """Traced: the float32 `value` of all replicas, one after the other along an axis; `value` itself of one."""
-    return value if num_replicas() == 1 else tf.distribute.get_replica_context().all_gather(value, axis)
+    """Traced: the float32 or int32 `value` of all replicas, one after the other along an axis; `value` itself of one.
+
+    As a sum in which each has its place: `all_gather` fails where a worker has one device.
+    """
+    count = num_replicas()
+    if count == 1:
+        return value
+    own = tf.reshape(tf.range(count) == replica(), [count, *[1] * value.shape.rank])
+    return tf.concat(tf.unstack(total(tf.where(own, value[None], tf.zeros([], value.dtype))), count), axis)
 
 
 def least(value: tf.Tensor) -> tf.Tensor:

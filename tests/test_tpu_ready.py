@@ -24,7 +24,7 @@ def check():
 
 
 @pytest.mark.parametrize(
-    "function, reason",
+    ("function", "reason"),
     [
         (lambda x: tf.where(x > 0.0), "Where has a shape that depends on values"),
         (lambda x: tf.numpy_function(np.sin, [x], tf.float32), "PyFunc.* calls the host"),

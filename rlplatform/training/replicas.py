@@ -51,6 +51,9 @@ class Replicas:
         self.count = int(strategy.num_replicas_in_sync)
         self.workers = self.count // len(self.devices)
         self.worker = devices.cluster().task if self.workers > 1 else 0
+        self._exchange = tf.function(
+            lambda value: self.run(lambda own: devices.gathered(own, axis=0), value), autograph=False
+        )
         # A TPU's program is traced once for all cores: what differs between them lies in distributed variables.
         self._traced_once = self.count == 1 or isinstance(strategy, tf.distribute.TPUStrategy)
 
@@ -158,21 +161,26 @@ class Replicas:
         if self.workers == 1:
             return [value]
         data = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
-        sizes = self._gathered(np.full(len(self.devices), len(data), np.int64)).reshape(self.workers, -1)[:, 0]
-        unit = 4 * len(self.devices)  # collectives know no bytes: four are a number, and every replica brings its part
-        received: list[list[bytes]] = [[] for _ in range(self.workers)]
-        for start in range(0, int(sizes.max()), CHUNK):
-            part = data[start : start + CHUNK]
-            length = min(CHUNK, int(sizes.max()) - start)
-            padded = np.zeros(-(-length // unit) * unit, np.uint8)
-            padded[: len(part)] = part
-            for chunks, chunk in zip(
-                received, self._gathered(padded.view(np.int32)).reshape(self.workers, -1), strict=True
-            ):
-                chunks.append(chunk.tobytes()[:length])
+        sizes = [int(size) for size in self._gathered(np.array([len(data)], np.int64).view(np.uint8)).view(np.int64)]
+        received: list[list[bytes]] = [[] for _ in sizes]
+        for start in range(0, max(sizes), CHUNK):
+            length = min(CHUNK, max(sizes) - start)
+            own = data[start : start + length]
+            part = np.pad(own, (0, length - len(own)))
+            for chunks, chunk in zip(received, self._gathered(part), strict=True):
+                chunks.append(chunk.tobytes())
         return [pickle.loads(b"".join(chunks)[:size]) for chunks, size in zip(received, sizes, strict=True)]
 
-    def _gathered(self, array: Array) -> Array:
-        """`[W * M]`, the arrays `[M]` of all workers, of one length."""
+    def _gathered(self, data: Array) -> Array:
+        """[W, M] uint8, the data `[M]` of all workers, of one length.
+
+        Collectives know no bytes: four of them are a number, and every replica brings its part. Lengths are rounded up
+        to few different ones, for each of which the program is traced.
+        """
+        unit = 4 * len(self.devices)
+        padded = np.zeros(max(unit, unit << (-(-len(data) // unit) - 1).bit_length()), np.uint8)
+        padded[: len(data)] = data
         with self.together():
-            return np.asarray(self.strategy.gather(self.split(array, 0), axis=0))
+            told = self._exchange(self.split(padded.view(np.int32), 0))
+            whole = self.strategy.experimental_local_results(told)[0].numpy()
+        return np.ascontiguousarray(whole.reshape(self.workers, -1).view(np.uint8)[:, : len(data)])
