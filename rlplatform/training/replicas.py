@@ -161,7 +161,8 @@ class Replicas:
         if self.workers == 1:
             return [value]
         data = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
-        sizes = [int(size) for size in self._gathered(np.array([len(data)], np.int64).view(np.uint8)).view(np.int64)]
+        told = self._gathered(np.array([len(data)], np.int64).view(np.uint8))
+        sizes = [int(size) for size in told.view(np.int64)[:, 0]]
         received: list[list[bytes]] = [[] for _ in sizes]
         for start in range(0, max(sizes), CHUNK):
             length = min(CHUNK, max(sizes) - start)
