@@ -1,6 +1,7 @@
 """Where a run lives and its program runs, as a `tf.distribute` strategy, and what replicas tell one another."""
 
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -35,7 +36,7 @@ def strategy(device: Device, replicas: int = 0) -> tf.distribute.Strategy:
         UserError: what was asked for is not there.
     """
     if device == "mirrored":
-        return tf.distribute.MirroredStrategy(_mirrored(replicas))
+        return _mirrored_on(*_mirrored(replicas))
     if device == "multiworker":
         return _multiworker()
     if device == "tpu":
@@ -276,6 +277,12 @@ def _mirrored(replicas: int) -> list[str]:
             f"start a new one, or set replicas to {there}"
         )
     return [f"/cpu:{index}" for index in range(count)]
+
+
+@functools.cache
+def _mirrored_on(*names: str) -> tf.distribute.Strategy:
+    """One for each set of devices in a process: the collectives of two would take each other's messages."""
+    return tf.distribute.MirroredStrategy(names)
 
 
 def _grow_memory() -> None:

@@ -7,9 +7,12 @@ import tf_keras as keras
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rlplatform import devices, envs
+from rlplatform.agents.optimizer import Adam
+from rlplatform.agents.recurrent import state_size
 from rlplatform.config import Config
 from rlplatform.errors import UserError
-from rlplatform.experience import Batch, Block
+from rlplatform.experience import Batch, Block, RecurrentBlock
+from rlplatform.presets import resolve, shipped
 from rlplatform.training import Learner, shards
 
 SPEC = envs.Spec((3,), "float32", 3)
@@ -108,8 +111,6 @@ def test_a_hundred_updates_on_the_same_batches_give_one_devices_weights(head, st
 def test_gradients_are_averaged_and_not_summed(strategy):
     """Adam would hide a wrong factor; its first moment shows the gradient itself."""
     with strategy.scope():
-        from rlplatform.agents.optimizer import Adam
-
         weight = tf.Variable([0.0, 0.0])
         adam = Adam([weight], epsilon=1e-8, max_gradient_norm=float("inf"))
     gradients = strategy.experimental_distribute_values_from_function(
@@ -257,8 +258,6 @@ def test_every_agent_learns_on_two_replicas(agent, strategy):
     before = learner.weights()
     for block in blocks_of(4, config):
         if config.is_recurrent:
-            from rlplatform.experience import RecurrentBlock
-
             block = RecurrentBlock(*block, rng.normal(size=(4, 10)).astype(np.float32))
         learned = learner.learn_block(block, 1e-2, done=0.5)
         assert np.isfinite(learned.metrics.loss)
@@ -269,6 +268,47 @@ def test_every_agent_learns_on_two_replicas(agent, strategy):
     one = new(config, seed=1)
     one.load_state(learner.state())
     assert_array_equal(one.weights(), learner.weights())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", shipped())
+def test_every_preset_learns_on_two_replicas(preset, strategy):
+    config = resolve("CartPole-v1", preset)
+    num_envs = max(2, config.environment.num_envs)
+    changes = {
+        "environment": {"num_envs": num_envs},
+        "network": {"hidden_units": [8]},
+        "training": {"gradient_steps": 2},
+    }
+    if config.agent.algorithm == "dqn":
+        rows = config.rows_before_sampling + 2 * max(1, config.training.train_interval // num_envs)
+        changes["replay"] = {"capacity": num_envs * rows}
+    config = config.replace(**changes)
+    learner, rng = new(config, strategy), np.random.default_rng(0)
+    for block in blocks_of(3, config):
+        if config.is_recurrent:
+            state = rng.normal(size=(num_envs, state_size(config.network)))
+            block = RecurrentBlock(*block, state.astype(np.float32))
+        learned = learner.learn_block(block, 1e-3)
+    assert np.isfinite(learned.metrics.loss)
+    assert_in_step(learner, strategy)
+
+
+@pytest.mark.slow
+def test_a_program_that_is_traced_once_for_all_replicas_does_the_same(learned, monkeypatch, strategy):
+    """A TPU's way: rings are distributed variables, of which each replica has its part."""
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", tf.distribute.MirroredStrategy)
+    config, _, results, state = learned
+    shared = new(config, strategy)
+    assert len(shared._replays) == 1
+    for block, before in zip(blocks_of(4, config), results, strict=True):
+        assert_array_equal(shared.learn_block(block, 1e-2, 0.7).weights, before.weights)
+    again = new(config, strategy, seed=1)
+    again.load_state(state)
+    for one in (shared, again):
+        for name, value in one.state().items():
+            assert_array_equal(value, state[name], err_msg=name)
 
 
 # --- what does not divide ---------------------------------------------------------------------------------------------
