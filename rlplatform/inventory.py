@@ -7,11 +7,12 @@ from typing import Any
 import tensorflow as tf
 
 from rlplatform import devices
-from rlplatform.config import Config
+from rlplatform.config import Config, Device
 from rlplatform.envs import Spec
 from rlplatform.experience import Block
 from rlplatform.training import Learner
 
+MEASURED: tuple[Device, ...] = ("cpu", "gpu", "mirrored")
 SECONDS = 1.0  # of each measurement
 SIDE = 1_024  # of the matrices that are multiplied
 PRODUCTS = 16  # in one program
@@ -32,11 +33,15 @@ def take(speed: bool = True) -> dict[str, Any]:
         the replay, which is what `learn` does).
     """
     device, why = devices.chosen()
+    kinds = devices.found()
+    measured = [found.device for found in kinds if speed and found.here and found.device in MEASURED]
+    # Several logical CPUs must be asked for before TensorFlow is used, so the last kind comes first.
+    strategies = {name: devices.strategy(name) for name in reversed(measured)}
     entries = []
-    for found in devices.found():
+    for found in kinds:
         entry = found._asdict()
-        if speed and found.here and found.device in ("cpu", "gpu", "mirrored"):
-            strategy = devices.strategy(found.device)
+        if found.device in measured:
+            strategy = strategies[found.device]
             entry |= {"gflops": _gflops(strategy), "updates_per_s": _updates(strategy)}
         entries.append(entry)
     return {"auto": device, "why": why, "devices": entries}
@@ -45,14 +50,15 @@ def take(speed: bool = True) -> dict[str, Any]:
 def _gflops(strategy: tf.distribute.Strategy) -> float:
     """Over all replicas of the strategy together."""
 
-    def multiplied() -> tf.Tensor:
-        matrix = product = tf.random.stateless_uniform([SIDE, SIDE], [1, 2]) * (2.0 / SIDE)
+    def multiplied(matrix: tf.Tensor) -> tf.Tensor:
+        product = matrix
         for _ in range(PRODUCTS):
             product = tf.matmul(product, matrix)
         return tf.reduce_sum(product)
 
-    program = tf.function(lambda: strategy.run(multiplied), autograph=False)
-    rate = _rate(lambda: [value.numpy() for value in strategy.experimental_local_results(program())])
+    matrix = tf.random.stateless_uniform([SIDE, SIDE], [1, 2]) * (2.0 / SIDE)  # no constant: that would be folded
+    program = tf.function(lambda matrix: strategy.run(multiplied, args=(matrix,)), autograph=False)
+    rate = _rate(lambda: [value.numpy() for value in strategy.experimental_local_results(program(matrix))])
     return round(rate * PRODUCTS * int(strategy.num_replicas_in_sync) * 2e-9 * SIDE**3, 1)
 
 

@@ -36,7 +36,7 @@ class SumTree(tf.Module):
         """Traced: writes `value [M]` float32 at `index [M]` int32; where an index comes twice, one of its values."""
         for level in self.levels:
             row, column = index // WIDTH, index % WIDTH
-            level.scatter_nd_update(tf.stack([row, column], axis=1), value)
+            _write(level, tf.stack([row, column], axis=1), value)
             value = tf.reduce_sum(tf.gather(level, row), axis=1)
             index = row
 
@@ -69,6 +69,14 @@ class SumTree(tf.Module):
             mass = tf.maximum(mass, 0.0)  # this sum and that of the product may differ in rounding
             index = index * WIDTH + child
         return index, tf.reduce_sum(children * chosen, axis=1)
+
+
+def _write(level: tf.Variable, place: tf.Tensor, value: tf.Tensor) -> None:
+    """Traced: writes `value [M]` at `place [M, 2]`. What is distributed over a TPU's cores cannot scatter."""
+    if isinstance(level, tf.distribute.DistributedValues):
+        level.assign(tf.tensor_scatter_nd_update(level, place, value))
+    else:
+        level.scatter_nd_update(place, value)
 
 
 def sums(numbers: np.ndarray) -> list[np.ndarray]:

@@ -286,11 +286,15 @@ def test_every_preset_learns_on_two_replicas(preset, strategy):
         changes["replay"] = {"capacity": num_envs * rows}
     config = config.replace(**changes)
     learner, rng = new(config, strategy), np.random.default_rng(0)
-    for block in blocks_of(3, config):
+    stored = -(-config.rows_before_sampling // config.block_steps)
+    for number, block in enumerate(blocks_of(stored + 2, config)):
         if config.is_recurrent:
             state = rng.normal(size=(num_envs, state_size(config.network)))
             block = RecurrentBlock(*block, state.astype(np.float32))
-        learned = learner.learn_block(block, 1e-3)
+        if number < stored:
+            learner.insert_block(block)
+        else:
+            learned = learner.learn_block(block, 1e-3)
     assert np.isfinite(learned.metrics.loss)
     assert_in_step(learner, strategy)
 
