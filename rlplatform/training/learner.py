@@ -37,7 +37,7 @@ class Learner(tf.Module):
 
     With several replicas, each runs the same lines on its share of the environments: it has a replay of its own, draws
     its share of every batch from it, and meets the others where gradients and statistics do (`devices.mean`). Networks
-    and optimiser are the same on all of them. That program is not compiled by XLA, which cannot join devices.
+    and optimiser are the same on all of them. XLA cannot compile that program whole, since it cannot join devices.
 
     Args:
         config: the run's; its numbers are those of all replicas together.

@@ -43,6 +43,7 @@ class Replicas:
         count: of replicas, over all workers.
         workers: how many processes there are.
         worker: which of them this one is; the first is the chief.
+        compiled: whether XLA compiles what each replica runs.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
@@ -54,6 +55,7 @@ class Replicas:
         self._exchange = tf.function(
             lambda value: self.run(lambda own: devices.gathered(own, axis=0), value), autograph=False
         )
+        self.compiled = all("GPU" in device for device in self.devices)
         # A TPU's program is traced once for all cores: what differs between them lies in distributed variables.
         self._traced_once = self.count == 1 or isinstance(strategy, tf.distribute.TPUStrategy)
 
@@ -102,7 +104,13 @@ class Replicas:
     # --- programs -------------------------------------------------------------------------------------------------
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Traced: calls `function` on every replica, each with its part of what `split` has made."""
+        """Traced: calls `function` on every replica, each with its part of what `split` has made.
+
+        On GPUs XLA compiles it for each, as TensorFlow has it for several of them: there are no kernels of its own for
+        rings of bytes there. On logical CPUs, which are one device to XLA, TensorFlow runs it.
+        """
+        if self.compiled:
+            function = tf.function(function, jit_compile=True, autograph=False)
         return self.strategy.run(function, args=arguments)
 
     def repeat(self, times: int, body: Callable[[tf.Tensor], object]) -> None:

@@ -315,6 +315,17 @@ def test_a_program_that_is_traced_once_for_all_replicas_does_the_same(learned, m
             assert_array_equal(value, state[name], err_msg=name)
 
 
+@pytest.mark.slow
+def test_a_function_of_its_own_for_each_replica_does_the_same(learned, monkeypatch, strategy):
+    """The way on GPUs, but for XLA: whoever draws and updates is found inside the functions too."""
+    config, _, results, _ = learned
+    functions = new(config, strategy)
+    functions.replicas.compiled, function = True, tf.function
+    monkeypatch.setattr(tf, "function", lambda *given, jit_compile=False, **options: function(*given, **options))
+    for block, before in zip(blocks_of(4, config), results, strict=True):
+        assert_allclose(functions.learn_block(block, 1e-2, 0.7).weights, before.weights, rtol=1e-5, atol=1e-6)
+
+
 # --- what does not divide ---------------------------------------------------------------------------------------------
 
 
