@@ -23,7 +23,7 @@ QUICK = [
     *("--set", "training.gradient_steps=2", "--set", "training.learning_starts=32", "--set", "training.batch_size=8"),
     *("--set", "replay.capacity=256", "--set", "evaluation.episodes=2"),
 ]
-COMMANDS = ("train", "transfer", "evaluate", "compress", "export", "verify", "benchmark", "sweep", "list")
+COMMANDS = ("train", "transfer", "evaluate", "compress", "export", "verify", "benchmark", "sweep", "devices", "list")
 MY_ENV = '''
 import gymnasium as gym
 import numpy as np
@@ -362,3 +362,38 @@ def test_a_run_is_transferred_and_its_layers_are_named(shop, tmp_path, typed):
     code, _, err = typed("transfer", tmp_path / "nowhere", "--to", walk, "--out", tmp_path / "other")
     assert code == 2
     assert "transfer.source must be a run's folder or a .keras file" in err[-1]
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_devices_are_listed_with_what_auto_takes(typed):
+    code, out, _ = typed("devices", "--no-speed", "--json")
+    told = json.loads(out[-1])
+    assert code == 0
+    assert {entry["device"]: entry["here"] for entry in told["devices"]}[told["auto"]]
+    code, lines, _ = typed("devices", "--no-speed")
+    assert lines[0].split() == ["auto", "takes", f"{told['auto']}:", *told["why"].split()]
+    assert len(lines) == 1 + len(told["devices"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--device", "cqu"], "did you mean 'cpu'?"),
+        (["--workers", "a:1,b:2"], "--workers and --task-index belong together"),
+        (["--workers", "a:1,b:2", "--task-index", "0", "--device", "cpu"], "--workers is for --device multiworker"),
+        (["--workers", "a:1,b", "--task-index", "0"], "a worker's address is HOST:PORT"),
+        (["--device", "multiworker"], "device 'multiworker' must know the workers"),
+        (["--workers", "a:1,b:2", "--task-index", "1", "--num-envs", "2"], "several workers must name one folder"),
+        (["--workers", "a:1,b:2", "--task-index", "1", "--out", "x"], "num_envs must be a multiple of the 2 replicas"),
+        (["--device", "mirrored", "--out", "x"], "environment.num_envs must be a multiple of the 2 replicas"),
+    ],
+)
+def test_a_device_that_cannot_be_taken_is_refused_before_anything_is_written(
+    refused, words, sentence, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_CONFIG", "")
+    assert sentence in refused("train", "CartPole-v1", *words)
+    assert list(tmp_path.iterdir()) == []
