@@ -75,7 +75,7 @@ def refused(typed):
 
     def type_it(*words, code=2):
         got, out, err = typed(*words, "--json")
-        assert got == code
+        assert got == code, err
         told = [sentence for sentence in err if not sentence.startswith(("training in ", "verifying", "playing"))]
         assert len(told) == 1, err
         assert told[0].startswith("rlplatform: ")
@@ -394,6 +394,7 @@ def test_a_device_that_cannot_be_taken_is_refused_before_anything_is_written(
     refused, words, sentence, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TF_CONFIG", "")
+    monkeypatch.setenv("TF_CONFIG", "put back in the end")
+    monkeypatch.delenv("TF_CONFIG")
     assert sentence in refused("train", "CartPole-v1", *words)
     assert list(tmp_path.iterdir()) == []
