@@ -51,11 +51,9 @@ class Normalization(tf.Module):
             frames = frames[..., None] if frames.shape.rank == 3 else frames  # [H, W] is one channel
             stacked = tf.concat([frames] * self._frame_stack, axis=-1)  # every frame of a stack has the same statistics
             count = tf.constant(float(stacked.shape[0] * devices.num_replicas()))
-            mean, variance = tf.nn.moments(stacked, axes=[0])
-            everywhere = devices.mean(mean)
-            variance = devices.mean(variance + tf.square(mean - everywhere))
+            mean, variance = devices.moments(*tf.nn.moments(stacked, axes=[0]))
             total, mean, variance = _merged(
-                (self.observations, self._layer.mean, self._layer.variance), count, everywhere, variance
+                (self.observations, self._layer.mean, self._layer.variance), count, mean, variance
             )
             self.observations.assign(total)
             self._layer.mean.assign(mean)
@@ -68,10 +66,8 @@ class Normalization(tf.Module):
             reward, first, dead = slot
             return tf.where(first | dead, 0.0, self._gamma * running) + tf.where(dead, 0.0, reward)
 
-        first, dead = (
-            devices.gathered(tf.cast(field, tf.float32), axis=1) > 0.0 for field in (block.first, block.dead)
-        )
-        values = tf.scan(step, (devices.gathered(block.reward, axis=1), first, dead), self.running + 0.0)  # [T, N]
+        reward, first, dead = (devices.gathered(field, axis=1) for field in (block.reward, block.first, block.dead))
+        values = tf.scan(step, (reward, first, dead), self.running + 0.0)  # [T, N]
         self.running.assign(values[-1])
         live = 1.0 - tf.cast(dead, tf.float32)
         count = tf.reduce_sum(live)

@@ -202,14 +202,24 @@ def total(value: tf.Tensor) -> tf.Tensor:
     return _reduced(tf.distribute.ReduceOp.SUM, value)
 
 
+def moments(mean_here: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Traced: mean and variance of all replicas' items, of which each has as many; those given where there is one."""
+    if num_replicas() == 1:
+        return mean_here, variance
+    everywhere = mean(mean_here)
+    return everywhere, mean(variance + tf.square(mean_here - everywhere))
+
+
 def gathered(value: tf.Tensor, axis: int) -> tf.Tensor:
-    """Traced: the float32 or int32 `value` of all replicas, one after the other along an axis; `value` itself of one.
+    """Traced: the `value` of all replicas, one after the other along an axis; `value` itself of one.
 
     As a sum in which each has its place: `all_gather` fails where a worker has one device.
     """
     count = num_replicas()
     if count == 1:
         return value
+    if value.dtype == tf.bool:  # cannot be added
+        return gathered(tf.cast(value, tf.int32), axis) > 0
     own = tf.reshape(tf.range(count) == replica(), [count, *[1] * value.shape.rank])
     return tf.concat(tf.unstack(total(tf.where(own, value[None], tf.zeros([], value.dtype))), count), axis)
 
