@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from rlplatform.agents import networks
-from rlplatform.agents.freezing import shares
+from rlplatform.agents.freezing import freeze
 from rlplatform.agents.normalization import Normalization
 from rlplatform.agents.optimizer import Adam
 from rlplatform.config import Config
@@ -37,11 +37,9 @@ class Agent(tf.Module):
         self._config, self._seed = config, config.seed
         self._build = (config, observation_shape, observation_dtype, num_actions)
         self.online = networks.build(*self._build, training=True)
+        shares = freeze(self.online, config)
         self.optimizer = Adam(
-            self.online.trainable_variables,
-            config.optimizer.epsilon,
-            config.optimizer.max_gradient_norm,
-            shares(self.online, config),
+            self.online.trainable_variables, config.optimizer.epsilon, config.optimizer.max_gradient_norm, shares
         )
         self.normalization = Normalization(config, self.online)
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")

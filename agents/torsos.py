@@ -6,6 +6,7 @@ from typing import Any
 
 import tf_keras as keras
 
+from rlplatform.agents.backbones import BACKBONES, feature_maps
 from rlplatform.agents.layers import hidden, hidden_stream
 from rlplatform.config import NetworkConfig
 from rlplatform.errors import UserError, nearest
@@ -98,6 +99,12 @@ def _impala(name: str, observation: Any, config: NetworkConfig, width: int) -> t
     return keras.layers.Flatten(name="flatten")(features), hidden_stream(256, "dense_0", config)
 
 
+def pretrained(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
+    """`mlp` on the last feature maps of the backbone that `config.torso` names, for images of any size and channels."""
+    _check(config.torso, observation, smallest=1)
+    return mlp(feature_maps(observation, config), config)
+
+
 def _conv(features: Any, filters: int, name: str) -> Any:
     return keras.layers.Conv2D(filters, 3, padding="same", name=name)(features)
 
@@ -117,4 +124,5 @@ TORSOS: dict[str, Torso] = {
     "minatar": minatar,
     "impala": impala,
     "impala_x2": impala_x2,
+    **dict.fromkeys(BACKBONES, pretrained),
 }
