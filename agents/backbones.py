@@ -77,18 +77,17 @@ def image_size(shape: tuple[int, ...], config: NetworkConfig) -> tuple[int, int]
     """
     side = config.backbone_size
     if 0 < side < SMALLEST:
-        raise UserError(
-            f"network.backbone_size must be at least {SMALLEST}, or 0 for the frames' own size; got {config.backbone_size}"
-        )
+        raise UserError(f"network.backbone_size must be at least {SMALLEST}, or 0 for the frames' own size; got {side}")
     return (side, side) if side else (max(SMALLEST, shape[0]), max(SMALLEST, shape[1]))
 
 
 def as_trained(preprocess: Callable[[Array], Array], channels: int) -> tuple[Array, Array]:
     """What a backbone was trained on as an affine map of the channels `[C]` of a frame in [0, 1].
 
-    `preprocess` is affine for each pixel, so that its values at black and at the three colours are all of it. One channel
-    becomes three equal ones, three are RGB; 3 n are n stacked frames in RGB, whose mean is taken. Any other number is
-    averaged in three parts of equal length, in order: of four stacked grey frames the oldest are red, the newest blue.
+    `preprocess` is affine for each pixel, so that its values at black and at the three colours are all of it. One
+    channel becomes three equal ones, three are RGB; 3 n are n stacked frames in RGB, whose mean is taken. Any other
+    number is averaged in three parts of equal length, in order: of four stacked grey frames the oldest are red, the
+    newest blue.
 
     Returns:
         matrix `[C, 3]` and offset `[3]`, float64.
@@ -184,7 +183,9 @@ def _applied(template: Any, image: Any) -> Any:
     """
     values = {id(template.input): image}
     for layer in template.layers[1:]:
-        inputs = [values[id(each)] for each in layer.input] if isinstance(layer.input, list) else values[id(layer.input)]
+        inputs = (
+            [values[id(each)] for each in layer.input] if isinstance(layer.input, list) else values[id(layer.input)]
+        )
         values[id(layer.output)] = inputs if _is_norm(layer) else _twin(layer)(inputs)
     return values[id(template.output)]
 

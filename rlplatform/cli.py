@@ -124,7 +124,9 @@ def _parser() -> Parser:
         "train with the layers of a network that has learned already",
         "rlplatform transfer runs/pole --to rlplatform.envs.variants:HeavyCartPole --out runs/heavy",
     )
-    transfer.add_argument("source", metavar="RUN", help="a run's folder, a .keras file, or a backbone's .h5 file of weights")
+    transfer.add_argument(
+        "source", metavar="RUN", help="a run's folder, a .keras file, or a backbone's .h5 file of weights"
+    )
     transfer.add_argument("--to", required=True, dest="env", metavar="ENV_ID", help="where to train, as for `train`")
     transfer.add_argument(
         "--freeze", type=_number, metavar="N", help="first layers that do not learn (default: all reused but the last)"
@@ -239,6 +241,47 @@ def _parser() -> Parser:
     returns.add_argument("--markdown", action="store_true", help="show the table in Markdown")
     returns.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a value over every preset"
+    )
+
+    saved = _command(
+        kinds,
+        "transfer",
+        _benchmark_transfer,
+        "env steps to a threshold, with transfer and from scratch; the same command goes on with what is missing",
+        "rlplatform benchmark transfer --from CartPole-v1 --to rlplatform.envs.variants:HeavyCartPole --seeds 10 "
+        "--set evaluation.interval=1000 --out benchmarks/transfer.json",
+    )
+    saved.add_argument("--from", dest="source", metavar="ENV_ID", help="where each seed's network learns first")
+    saved.add_argument(
+        "--source", dest="runs", nargs="+", default=[], metavar="RUN", help="runs that have learned there already"
+    )
+    saved.add_argument("--to", dest="env", metavar="ENV_ID", help="where the steps are counted")
+    saved.add_argument(
+        "--threshold", type=float, metavar="R", help="the mean return to reach; by default where --to counts as solved"
+    )
+    saved.add_argument("--preset", metavar="NAME", help="of both, by default the one for --from")
+    saved.add_argument(
+        "--steps", type=_positive, metavar="N", help="env steps on --to at most; the preset's by default"
+    )
+    saved.add_argument("--source-steps", type=_positive, metavar="N", help="env steps on --from")
+    saved.add_argument("--freeze", type=_number, metavar="N", help="as for `rlplatform transfer`")
+    saved.add_argument("--fine-tune", type=_number, default=0, metavar="K", help="as for `rlplatform transfer`")
+    saved.add_argument("--seeds", type=_positive, default=5, metavar="N", help="training seeds (default 5)")
+    saved.add_argument("--first-seed", type=_number, default=0, metavar="S", help="the first of them (default 0)")
+    saved.add_argument(
+        "--processes", type=_positive, default=2, metavar="N", help="runs side by side, one core each (default 2)"
+    )
+    saved.add_argument("--out", metavar="FILE", help="the JSON file of raw results")
+    saved.add_argument("--overwrite", action="store_true", help="replace runs in --out that were made otherwise")
+    saved.add_argument("--table", metavar="FILE", help="only show the table of a file that is there")
+    saved.add_argument("--markdown", action="store_true", help="show the table in Markdown")
+    saved.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of both")
+    saved.add_argument(
+        "--set-to",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of --to alone, like environment.kwargs.difficulty_ramping=false",
     )
 
     sweep = _command(
@@ -490,6 +533,52 @@ def _benchmark_returns(args: Any) -> Result:
         "aggregates": [dataclasses.asdict(each) for each in analysis.aggregates(tree)],
     }
     return (1 if tree["failed"] and args.table is None else 0), result, analysis.as_table(tree, markdown=args.markdown)
+
+
+def _benchmark_transfer(args: Any) -> Result:
+    from rlplatform import analysis, savings
+
+    if args.table is None:
+        if not args.runs and args.source is None:
+            raise UserError("--from is missing, what the network learns first; or --source, runs that have learned it")
+        missing = [option for option, value in (("to", args.env), ("out", args.out)) if value is None]
+        if missing:
+            raise UserError(
+                f"--{missing[0]} is missing; `rlplatform benchmark transfer --help` shows an example, and --table FILE "
+                "shows what a file holds"
+            )
+        _api()
+        tree = savings.measure(
+            args.source,
+            args.env,
+            runs=args.runs,
+            threshold=args.threshold,
+            preset=args.preset,
+            steps=args.steps,
+            source_steps=args.source_steps,
+            freeze=args.freeze,
+            fine_tune=args.fine_tune,
+            seeds=args.seeds,
+            first_seed=args.first_seed,
+            processes=args.processes,
+            out=pathlib.Path(args.out),
+            overrides=args.set,
+            changes=args.set_to,
+            overwrite=args.overwrite,
+            command=f"rlplatform {shlex.join(args.words)}",
+        )
+    elif args.source or args.runs or args.env or args.out or args.set or args.set_to or args.steps or args.overwrite:
+        raise UserError("--table shows a file that is there and trains nothing; leave the other options out")
+    else:
+        tree = savings.read(pathlib.Path(args.table))
+    result = {
+        "file": args.table or args.out,
+        "runs": len(tree["runs"]),
+        "failed": tree["failed"],
+        "rows": [dataclasses.asdict(row) for row in analysis.savings(tree)],
+    }
+    table = analysis.savings_table(tree, markdown=args.markdown)
+    return (1 if tree["failed"] and args.table is None else 0), result, table
 
 
 def _sweep(args: Any) -> Result:

@@ -1,6 +1,7 @@
-"""A policy that is known by heart, as a run."""
+"""A policy that is known by heart, as a run; and a backbone so small that it trains in a moment."""
 
 import numpy as np
+import tf_keras as keras
 
 from rlplatform import envs
 from rlplatform.agents import networks
@@ -31,3 +32,24 @@ def cartpole_run(path, env_id="CartPole-v1", frame_stack=1, action_start=0, offs
     replayed = rng.uniform(-1, 1, (300, 4 * frame_stack)) * np.tile([2.4, 3.0, 0.2, 3.0], frame_stack)
     run.save_best(Best(12_345, 500.0, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
     return run
+
+
+def tiny_backbone(shape, alpha):
+    """A model with each kind of layer that a backbone may have: normalised convolutions, a residual sum."""
+    image = keras.Input(shape)
+    features = keras.layers.Conv2D(4, 3, 8, padding="same", use_bias=False, name="first")(image)
+    features = skip = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(features))
+    features = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(features)
+    features = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(features))
+    features = keras.layers.Conv2D(4, 1, name="project")(features)
+    return keras.Model(image, keras.layers.Add()([skip, keras.layers.BatchNormalization()(features)]))
+
+
+def save_weights(template, path, seed=0):
+    """Writes the weights of a backbone as `tf_keras.applications` publishes them, statistics drawn anew."""
+    rng = np.random.default_rng(seed)
+    for layer in template.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    template.save_weights(path)
+    return path

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 from numpy.testing import assert_allclose
 from quick import QUICK, run_here
 
-from rlplatform import api, cli, config, returns, workers
+from rlplatform import api, cli, config, records, returns, workers
 from rlplatform.errors import RunError, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -71,7 +72,7 @@ def test_a_run_is_kept_as_it_was_trained_and_evaluated(here, tmp_path):
     assert kept["best_step"] == run.best().step
     (configuration,) = tree["configurations"]
     assert kept["config"] == configuration["sha256"]
-    assert config.from_dict(returns.tomllib.loads(configuration["config"])).replace(seed=7) == run.config
+    assert config.from_dict(tomllib.loads(configuration["config"])).replace(seed=7) == run.config
     about = tree["environments"]["CartPole-v1"]
     assert about["goal"] == 475.0
     assert 8.0 <= about["random"] < 100.0
@@ -92,7 +93,7 @@ def test_the_same_command_trains_only_what_is_missing(invented, tmp_path):
     assert invented.trained == []
     assert out.read_bytes() == before
     tree["runs"] = tree["runs"][:3]
-    returns.write(out, tree)
+    records.write(out, tree)
     measure(out, presets=["dqn", "qrdqn"], seeds=3)
     assert invented.trained == [(ENV, "qrdqn", 1), (ENV, "dqn", 2), (ENV, "qrdqn", 2)]
 
@@ -172,13 +173,13 @@ def test_what_is_wrong_is_found_before_anything_is_trained(invented, tmp_path):
     [(500.0, 500), (-123_456.0, -123_456), (-123.456789, -123.46), (0.955, 0.955), (0.12345678, 0.12346), (0.0, 0)],
 )
 def test_whole_returns_are_kept_exactly_and_others_to_five_digits(value, kept):
-    assert returns.compact(value) == kept
-    assert len(json.dumps(returns.compact(value))) <= 8
+    assert records.compact(value) == kept
+    assert len(json.dumps(records.compact(value))) <= 8
 
 
 def test_a_return_that_is_no_number_is_an_error_of_its_run():
     with pytest.raises(RunError, match="nan"):
-        returns.compact(float("nan"))
+        records.compact(float("nan"))
 
 
 def test_the_command_shows_the_table_of_a_file_and_ends_with_1_where_a_run_has_failed(invented, tmp_path, capsys):

@@ -3,6 +3,7 @@
 Numbers and files that runs have written come in; no TensorFlow, no environment and no agent may.
 """
 
+from rlplatform.analysis.savings import Saving, savings, savings_table
 from rlplatform.analysis.scores import Aggregate, Row, aggregates, as_table, rows
 from rlplatform.analysis.statistics import (
     Comparison,
@@ -19,6 +20,7 @@ __all__ = [
     "Comparison",
     "Interval",
     "Row",
+    "Saving",
     "aggregates",
     "as_table",
     "bootstrap",
@@ -26,5 +28,7 @@ __all__ = [
     "interquartile_mean",
     "mean",
     "rows",
+    "savings",
+    "savings_table",
     "stratified_bootstrap",
 ]

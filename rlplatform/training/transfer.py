@@ -132,8 +132,8 @@ def _missing(run: Run) -> str:
     network = run.config.network
     name = backbones.published(network, run.observation_shape)
     return (
-        f"network.torso {network.torso!r} begins with published weights, and nothing is downloaded: bring {name}, which "
-        f"tf_keras keeps in {backbones.KEPT_IN}, and set transfer.source to its path; or set transfer.source to "
+        f"network.torso {network.torso!r} begins with published weights, and nothing is downloaded: bring {name}, "
+        f"which tf_keras keeps in {backbones.KEPT_IN}, and set transfer.source to its path; or set transfer.source to "
         f"{NOTHING!r} for random weights"
     )
 

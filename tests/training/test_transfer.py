@@ -100,7 +100,7 @@ def test_where_nothing_turns_there_are_no_shares():
 
 
 def test_a_network_of_which_nothing_would_learn_is_refused():
-    with pytest.raises(UserError, match="frozen_layers must be below 3, .* got 7"):
+    with pytest.raises(UserError, match=r"frozen_layers must be below 3, .* got 7"):
         freeze(network(), from_source("x", frozen_layers=7))
 
 
