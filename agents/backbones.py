@@ -104,7 +104,7 @@ def _to_colours(channels: int) -> Array:
     edges = np.arange(4) * channels / 3.0
     places = np.arange(channels)[:, None]
     overlap = np.minimum(places + 1, edges[1:]) - np.maximum(places, edges[:-1])
-    return np.maximum(overlap, 0.0) * (3.0 / channels)
+    return np.asarray(np.maximum(overlap, 0.0) * (3.0 / channels))
 
 
 @keras.utils.register_keras_serializable(package="rlplatform")

@@ -64,7 +64,7 @@ def measure(
         RunError: `out` cannot be written.
     """
     planned = plan(env_ids, presets, steps, overrides)
-    folder = out.withfile_name(f"{out.stem}.runs")
+    folder = out.with_name(f"{out.stem}.runs")
     with exclusive(folder):
         tree = read(out) if out.exists() else records.empty("returns", environments={}, configurations=[])
         _make_room(tree, planned, episodes, out, overwrite)

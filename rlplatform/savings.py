@@ -236,6 +236,7 @@ def train_one(folder: pathlib.Path, pair: Pair, arm: str, seed: int, ask: Ask) -
             source, learned = trained(api.session, ask, **_options(folder / "source", pair.source, seed))
             before = steps = learned.steps
         best = source.best()
+        assert best is not None
         result |= {"source_steps": before, "source_return": records.compact(best.mean_return)}
         transfer = {"source": source, "freeze": pair.freeze, "fine_tune": pair.fine_tune}
         run, outcome = trained(api.transfer, ask, steps, **transfer, **options)

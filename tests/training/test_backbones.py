@@ -102,5 +102,5 @@ def test_mobilenet_learns_frozen_and_fine_tuned_and_is_exported_in_float_and_int
     agreed = model(shown).numpy().argmax(axis=1) == folded.model(shown.astype(np.float32)).numpy().argmax(axis=1)
     assert agreed.all()
     api.export(run, tmp_path / "bundle", episodes=5, force=True)
-    for file in ("policy.tflite", "policy_int8.tflite"):
-        assert Policy(tmp_path / "bundle", file).act(shown[0]) in range(3)
+    for variant in ("float", "int8"):
+        assert Policy(tmp_path / "bundle", variant).act(shown[0]) in range(3)
