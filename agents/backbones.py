@@ -148,9 +148,9 @@ def load(path: pathlib.Path, config: NetworkConfig) -> Any:
     try:
         template.load_weights(path)
     except Exception as error:  # h5py and Keras each have several kinds for a damaged file and for another network's
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} holds no weights of {described(config)} without its classifier, or it is damaged: "
-            f"{str(error).splitlines()[0]}"
+            f"{path} holds no weights of {described(config)} without its classifier, or it is damaged: {reason}"
         ) from None
     image = keras.Input(template.input_shape[1:])
     network = keras.Model(image, _applied(template, image))
