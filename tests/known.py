@@ -46,10 +46,14 @@ def tiny_backbone(shape, alpha):
 
 
 def save_weights(template, path, seed=0):
-    """Writes the weights of a backbone as `tf_keras.applications` publishes them, statistics drawn anew."""
+    """Writes the weights of a backbone as `tf_keras.applications` publishes them, normalised by what images give."""
     rng = np.random.default_rng(seed)
     for layer in template.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+            scale, offset, mean, variance = layer.get_weights()
+            drawn = [rng.uniform(0.5, 1.5, scale.shape), rng.uniform(-0.5, 0.5, offset.shape)]
+            layer.set_weights([*drawn, mean, variance])
+            layer.momentum = 0.0  # the statistics of the next batch alone
+    template(rng.uniform(-1, 1, (32, *template.input_shape[1:])).astype(np.float32), training=True)
     template.save_weights(path)
     return path
