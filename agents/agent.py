@@ -10,6 +10,7 @@ from rlplatform.agents import networks
 from rlplatform.agents.freezing import freeze
 from rlplatform.agents.normalization import Normalization
 from rlplatform.agents.optimizer import Adam
+from rlplatform.agents.pruning import Pruning
 from rlplatform.config import Config
 from rlplatform.experience import Block
 
@@ -26,6 +27,7 @@ class Agent(tf.Module):
 
     Attributes:
         streams: of random numbers in one update.
+        pruning: what makes weights zero while the network learns; None where nothing does.
     """
 
     streams = 1
@@ -38,8 +40,13 @@ class Agent(tf.Module):
         self._build = (config, observation_shape, observation_dtype, num_actions)
         self.online = networks.build(*self._build, training=True)
         shares = freeze(self.online, config)
+        self.pruning = Pruning(self.online, config.prune) if config.prune.final_sparsity else None
         self.optimizer = Adam(
-            self.online.trainable_variables, config.optimizer.epsilon, config.optimizer.max_gradient_norm, shares
+            self.online.trainable_variables,
+            config.optimizer.epsilon,
+            config.optimizer.max_gradient_norm,
+            shares,
+            None if self.pruning is None else self.pruning.mask,
         )
         self.normalization = Normalization(config, self.online)
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
@@ -63,6 +70,36 @@ class Agent(tf.Module):
         """Traced: takes a new block into the statistics that observations and rewards are normalised by."""
         self.normalization.update(block)
 
+    # --- pruning --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the network has all the zeros that it is to have in the end; true where it is to have none."""
+        return self.pruning is None or self.pruning.is_complete
+
+    def prune(self, done: float) -> bool:
+        """Between two calls of `learn`: makes more weights zero where that is due, and says whether it has.
+
+        Args:
+            done: share of the run's env steps that have been learned from.
+        """
+        if self.pruning is None:
+            return False
+        updates = int(self.updates.numpy())
+        if not self.pruning.is_due(done, updates - self._config.training.gradient_steps, updates):
+            return False
+        self.pruning.choose(done, self.online.trainable_variables)
+        for network in self._networks():
+            self.pruning.clear(network.trainable_variables)
+        self.optimizer.forget_masked()
+        return True
+
+    def _networks(self) -> list[Any]:
+        """All networks with weights of their own."""
+        return [self.online]
+
+    # --- random numbers -------------------------------------------------------------------------------------------
+
     def _stream(self, index: int) -> tf.Tensor:
         """Traced: [2] int32, the seed of one of this update's streams of random numbers.
 
@@ -76,11 +113,13 @@ class Agent(tf.Module):
     def _groups(self) -> dict[str, Any]:
         """The variables, by the name of what holds them."""
         network = {id(variable) for variable in self.online.variables}  # observations' statistics are the network's
-        return {
+        groups = {
             "online": self.online.variables,
-            "optimizer": self.optimizer.variables,
+            # The mask is the optimiser's too, but stands below.
+            "optimizer": [self.optimizer.first_moment, self.optimizer.second_moment, self.optimizer.steps],
             "normalization": [variable for variable in self.normalization.variables if id(variable) not in network],
         }
+        return groups if self.pruning is None else groups | {"pruning": self.pruning.variables}
 
     def _named_variables(self) -> dict[str, Any]:
         named = {

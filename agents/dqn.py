@@ -166,5 +166,8 @@ class DQN(Agent):
         else:
             tf.cond(tf.equal(self.updates % interval, 0), move, lambda: tf.constant(False))
 
+    def _networks(self) -> list[Any]:
+        return [*super()._networks(), self.target]
+
     def _groups(self) -> dict[str, Any]:
         return {**super()._groups(), "target": self.target.variables}

@@ -23,13 +23,19 @@ class Adam(tf.Module):
             faster order of operations.
         max_gradient_norm: global norm that gradients are scaled down to; inf leaves them as they are.
         shares: of the learning rate, for each variable; None gives all of it to all.
+        mask: [P] float32, over all weights; where it is 0, gradients do not count. None counts all.
     """
 
     def __init__(
-        self, variables: list[Any], epsilon: float, max_gradient_norm: float, shares: Shares | None = None
+        self,
+        variables: list[Any],
+        epsilon: float,
+        max_gradient_norm: float,
+        shares: Shares | None = None,
+        mask: tf.Variable | None = None,
     ) -> None:
         super().__init__(name="adam")
-        self._shares = shares
+        self._shares, self._mask = shares, mask
         self._epsilon, self._max_gradient_norm = epsilon, max_gradient_norm
         self._shapes = [tuple(variable.shape) for variable in variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
@@ -44,6 +50,8 @@ class Adam(tf.Module):
             [] float32, the gradients' global norm before clipping.
         """
         gradient = tf.concat([tf.reshape(part, [-1]) for part in gradients], axis=0)  # [P]
+        if self._mask is not None:
+            gradient *= self._mask
         norm = tf.norm(gradient)
         if not math.isinf(self._max_gradient_norm):
             gradient *= self._max_gradient_norm / tf.maximum(norm, self._max_gradient_norm)
@@ -64,3 +72,8 @@ class Adam(tf.Module):
         for variable, part, shape in zip(variables, parts, self._shapes, strict=True):
             variable.assign_sub(tf.reshape(part, shape))
         return norm
+
+    def forget_masked(self) -> None:
+        """Takes the moments of masked weights away, by which they would still move."""
+        for moment in (self.first_moment, self.second_moment):
+            moment.assign(moment * self._mask)

@@ -18,7 +18,7 @@ SMALLEST_IMAGE = 36  # pixels that the three convolutions of `nature` need witho
 
 def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:
     """Whether the network is made of dense layers alone, as far as its configuration tells."""
-    return torso_function(config.torso, observation_shape) is mlp
+    return torso_function(config.torso, observation_shape) in (mlp, linear)
 
 
 def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
@@ -40,11 +40,18 @@ def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
     raise UserError(f"unknown network.torso {name!r}; {nearest(name, ['auto', *TORSOS])} or `module:function`")
 
 
+def linear(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
+    """No hidden layer: values are linear in the observation."""
+    return _flat(observation), lambda kind: lambda features: features
+
+
 def mlp(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
     """Dense layers with ReLU. With two streams, each has a last hidden layer of its own."""
     if not config.hidden_units:
-        raise UserError("network.hidden_units needs at least one layer, like [64, 64]; got []")
-    features = keras.layers.Flatten(name="flatten")(observation) if len(observation.shape) > 2 else observation
+        raise UserError(
+            "network.hidden_units needs at least one layer, like [64, 64]; got []: network.torso = 'linear' has none"
+        )
+    features = _flat(observation)
     for index, units in enumerate(config.hidden_units[:-1]):
         features = hidden(features, units, f"dense_{index}", config)
     return features, hidden_stream(config.hidden_units[-1], f"dense_{len(config.hidden_units) - 1}", config)
@@ -105,6 +112,10 @@ def pretrained(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[
     return mlp(feature_maps(observation, config), config)
 
 
+def _flat(observation: Any) -> Any:
+    return keras.layers.Flatten(name="flatten")(observation) if len(observation.shape) > 2 else observation
+
+
 def _conv(features: Any, filters: int, name: str) -> Any:
     return keras.layers.Conv2D(filters, 3, padding="same", name=name)(features)
 
@@ -119,6 +130,7 @@ def _check(name: str, observation: Any, smallest: int) -> None:
 
 
 TORSOS: dict[str, Torso] = {
+    "linear": linear,
     "mlp": mlp,
     "nature": nature,
     "minatar": minatar,

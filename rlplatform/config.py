@@ -106,7 +106,8 @@ class NetworkConfig:
     """The Q-network: a torso and, on top of it, one or two streams of values."""
 
     torso: str = _field(
-        "auto", "auto, mlp, nature, minatar, impala, impala_x2, vgg16, mobilenet_v2, or `module:function` of your own"
+        "auto",
+        "auto, linear, mlp, nature, minatar, impala, impala_x2, vgg16, mobilenet_v2, or `module:function` of your own",
     )
     hidden_units: tuple[int, ...] = _field((256, 256), "mlp, vgg16, mobilenet_v2: width of each hidden layer", 1, 65536)
     backbone_size: int = _field(
@@ -270,6 +271,19 @@ class TransferConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Weights that become zero while the network learns, the smallest first (Zhu & Gupta 2017)."""
+
+    final_sparsity: float = _field(0.0, "share of zeros in the kernels from `end` on; 0: off", 0.0, 0.999)
+    begin: float = _field(0.2, "share of training.total_steps from which weights become zero", 0.0, 1.0)
+    end: float = _field(0.8, "share of training.total_steps from which no more of them do", 0.0, 1.0)
+    interval: int = _field(500, "gradient updates between two choices of weights", 1)
+    distribution: Literal["erk", "uniform"] = _field(
+        "erk", "erk: small layers keep more (Evci et al. 2020); uniform: all the same share"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that a run is made from; saved whole in the run as `config.toml`."""
 
@@ -288,6 +302,7 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
     callbacks: CallbacksConfig = CallbacksConfig()
     transfer: TransferConfig = TransferConfig()
+    prune: PruneConfig = PruneConfig()
 
     def __post_init__(self) -> None:
         training, num_envs = self.training, self.environment.num_envs
@@ -300,6 +315,7 @@ class Config:
                 f"got {training.train_interval}, the nearest is {nearest}"
             )
         self._check_algorithm()
+        self._check_pruning()
         if self.is_recurrent and self.block_steps > self.replay.sequence_length:
             raise UserError(
                 "a recurrent network learns from sequences that begin where blocks do, so replay.sequence_length must "
@@ -330,6 +346,28 @@ class Config:
                 "a batch of PQN is a part of the newest block: training.batch_size must be at most "
                 f"training.train_interval ({training.train_interval}); got {training.batch_size}"
             )
+
+    def _check_pruning(self) -> None:
+        """Refuses what would leave a run without its zeros."""
+        prune, callbacks = self.prune, self.callbacks
+        if prune.begin >= prune.end:
+            raise UserError(f"prune.begin must lie below prune.end; got {prune.begin} and {prune.end}")
+        if prune.final_sparsity == 0.0:
+            return
+        if self.transfer.frozen_layers:
+            raise UserError(
+                "layers that are pruned must learn: leave transfer.frozen_layers or prune.final_sparsity at 0; got "
+                f"{self.transfer.frozen_layers} and {prune.final_sparsity}"
+            )
+        for name, value, off in (
+            ("stop_on_reward", callbacks.stop_on_reward, math.inf),
+            ("early_stopping_patience", callbacks.early_stopping_patience, 0),
+        ):
+            if value != off:
+                raise UserError(
+                    f"callbacks.{name} may end a run before prune.final_sparsity is reached: leave it at {off}, or "
+                    f"prune.final_sparsity at 0; got {value} and {prune.final_sparsity}"
+                )
 
     def replace(self, **sections: Mapping[str, Any] | Any) -> Self:
         """A copy with some values changed: `config.replace(seed=3, replay={"capacity": 500})`."""

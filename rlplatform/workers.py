@@ -1,7 +1,6 @@
 """Jobs in processes of their own, some side by side: each starts bare, and none takes another down with it."""
 
 import contextlib
-import fcntl
 import functools
 import multiprocessing
 import multiprocessing.connection
@@ -41,7 +40,9 @@ class Done(NamedTuple):
     error: str | None
 
 
-def run(jobs: Iterable[Job], processes: int, logs: pathlib.Path, answer: Callable[[Job, Any], Any]) -> Iterator[Done]:
+def run(
+    jobs: Iterable[Job | None], processes: int, logs: pathlib.Path, answer: Callable[[Job, Any], Any]
+) -> Iterator[Done]:
     """Runs jobs, `processes` at a time, and gives each as it ends.
 
     A job is taken from `jobs` when a process is free, after what was given before it has been dealt with, so that it
@@ -49,7 +50,7 @@ def run(jobs: Iterable[Job], processes: int, logs: pathlib.Path, answer: Callabl
     example, the processes get SIGTERM and save their runs; when the caller is killed, they end at once.
 
     Args:
-        jobs: taken one by one.
+        jobs: taken one by one; None says that the next one waits for one that is running.
         processes: at least 1.
         logs: the folder for `NAME.log`, what each process prints.
         answer: from a job and its message to what `ask` returns there.
@@ -158,40 +159,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
-
-
-@contextlib.contextmanager
-def exclusive(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder and holds it, so that no second process works there.
-
-    Raises:
-        UserError: another process holds it.
-        RunError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror or error}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process works on {folder}; wait for it, or choose another --out") from None
-        try:
-            yield
-        finally:
-            _leave(folder)
-    finally:
-        os.close(descriptor)
-
-
-def _leave(folder: pathlib.Path) -> None:
-    """Takes the folder away again if nothing has come into it."""
-    with contextlib.suppress(OSError):
-        if os.listdir(folder) == [".lock"]:
-            (folder / ".lock").unlink()
-            folder.rmdir()
 
 
 def bar(total: int, unit: str, **options: Any) -> Any:

@@ -1,5 +1,6 @@
-"""A policy that is known by heart, as a run; and a backbone so small that it trains in a moment."""
+"""Policies that are known by heart, as runs; and a backbone so small that it trains in a moment."""
 
+import gymnasium as gym
 import numpy as np
 import tf_keras as keras
 
@@ -31,6 +32,59 @@ def cartpole_run(path, env_id="CartPole-v1", frame_stack=1, action_start=0, offs
     assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
     replayed = rng.uniform(-1, 1, (300, 4 * frame_stack)) * np.tile([2.4, 3.0, 0.2, 3.0], frame_stack)
     run.save_best(Best(12_345, 500.0, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
+    return run
+
+
+class Signs(gym.Env):
+    """Pays for saying in which direction the first number went, and on which side of its mean the second one is.
+
+    Both are far from 0, and no frame alone says enough: whoever forgets a mean or turns the frames round is wrong.
+    """
+
+    STEPS = 20
+    MEAN, SPREAD = np.array([20.0, -300.0]), np.array([40.0, 20.0])
+
+    observation_space = gym.spaces.Box(-1_000.0, 1_000.0, (2,))
+    action_space = gym.spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._frame, self._step, self._rises = self._draw(), 0, None
+        return self._frame.copy(), {}
+
+    def step(self, action):
+        says_up, says_high = divmod(int(action), 2)
+        right = self._rises in (None, bool(says_up)) and says_high == (self._frame[1] > self.MEAN[1])
+        last, self._step = self._frame, self._step + 1
+        while abs(self._frame[0] - last[0]) < 6.0:
+            self._frame = self._draw()
+        self._rises = bool(self._frame[0] > last[0])
+        return self._frame.copy(), float(right), self._step == self.STEPS, False, {}
+
+    def _draw(self):
+        share = self.np_random.uniform(-0.5, 0.5, 2)
+        share[1] = np.copysign(max(abs(share[1]), 0.1), share[1])
+        return (self.MEAN + share * self.SPREAD).astype(np.float32)
+
+
+def signs_run(path):
+    """A run whose best policy always says what is right: on the newest of two frames, normalised."""
+    settings = {"hidden_units": [16], "normalize_observations": True}
+    config = Config().replace(environment={"id": "Signs", "frame_stack": 2}, network=settings)
+    run = Run(path, config, envs.spec_of(Signs()))
+    path.mkdir()
+    run.create("0")
+    went, side = np.array([-1.0, 0.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0])
+    units = np.stack([went, -went, side, -side], axis=1)
+    says = np.array([[-1, -1, 1, 1], [1, 1, -1, -1], [-1, 1, -1, 1], [1, -1, 1, -1]])  # what each unit speaks for
+    gains = np.random.default_rng(0).uniform(0.5, 1.5, 16)
+    first, last = np.tile(units, 4) * gains, np.tile(says, (4, 1)) / gains[:, None] / 4
+    mean, spread = np.tile(Signs.MEAN, 2), np.tile(Signs.SPREAD, 2)
+    weights = [mean, spread**2 / 12, first, np.zeros(16), last, np.full(4, 50.0)]
+    network = networks.build(config, run.observation_shape, "float32", 4)
+    assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
+    replayed = mean + np.random.default_rng(1).uniform(-0.5, 0.5, (300, 4)) * spread
+    run.save_best(Best(1, Signs.STEPS, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
     return run
 
 

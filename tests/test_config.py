@@ -221,7 +221,7 @@ def test_every_value_of_a_schedule_keeps_to_the_range_of_what_it_schedules(table
 
 
 def test_one_part_of_a_schedule_is_changed_alone():
-    default = Config().exploration.epsilon
+    default = resolve("X-v0").exploration.epsilon
     changed = resolve("X-v0", overrides=["exploration.epsilon.end=0.01"]).exploration.epsilon
     assert changed == dataclasses.replace(default, end=0.01)
 
@@ -234,7 +234,7 @@ def test_a_number_becomes_a_moving_schedule_from_there_in_any_order_of_the_overr
 
 
 def test_a_schedule_of_another_kind_keeps_the_parts_that_both_have():
-    default = Config().exploration.epsilon
+    default = resolve("X-v0").exploration.epsilon
     changed = resolve("X-v0", overrides=["exploration.epsilon.kind=cosine"]).exploration.epsilon
     assert changed == dataclasses.replace(default, kind="cosine")
     changed = resolve("X-v0", overrides=["exploration.epsilon.kind=constant"]).exploration.epsilon
@@ -376,7 +376,7 @@ def test_every_shipped_preset_says_what_it_is_for_and_makes_a_configuration():
 
 def test_every_shipped_preset_turns_on_the_parts_that_its_paper_names():
     def parts(name):
-        made = resolve("CartPole-v1", preset=name)
+        made = resolve("ALE/Pong-v5", preset=name)
         flags = {"double": made.agent.double, "dueling": made.network.dueling, "noisy": made.network.noisy}
         flags |= {"prioritized": made.replay.prioritized, "munchausen": made.agent.munchausen}
         return made.agent.head, made.agent.n_step, {flag for flag, on in flags.items() if on}
@@ -391,6 +391,8 @@ def test_every_shipped_preset_turns_on_the_parts_that_its_paper_names():
     assert parts("iqn")[0] == "implicit_quantile"
     assert parts("rainbow") == ("categorical", 3, {"double", "dueling", "noisy", "prioritized"})
     assert parts("btr")[0] == "implicit_quantile"
+    unpruned, pruned = (resolve("CartPole-v1", preset=name) for name in ("dqn", "pruned"))
+    assert config.differences(unpruned, pruned) == ["prune.final_sparsity"]
     assert parts("btr")[2] >= {"dueling", "noisy", "prioritized", "munchausen"}
 
 

@@ -89,7 +89,7 @@ def test_rows_that_were_made_otherwise_are_refused_or_replaced(invented, tmp_pat
         measure(out, source_steps=77)
     assert out.read_bytes() == before
     tree = measure(out, threshold=6.0, overwrite=True)
-    assert [pair["threshold"] for pair in tree["pairs"]] == [6.0]
+    assert [pair["threshold"] for pair in tree["configurations"]] == [6.0]
     assert len(tree["runs"]) == 4
     (tmp_path / "other.json").write_text('{"format": "rlplatform-returns", "version": 1}')
     with pytest.raises(UserError, match=r"other\.json is no file of `rlplatform benchmark transfer`"):
@@ -105,8 +105,8 @@ def test_rows_that_were_made_otherwise_are_refused_or_replaced(invented, tmp_pat
         ({"threshold": None}, "names no return from which it counts as solved"),
         ({"overrides": [*QUICK, "evaluation.interval=0"]}, "evaluation.interval must be above 0 here"),
         ({"changes": ["agent.gama=1"]}, "did you mean 'agent.gamma'"),
-        ({"runs": ["nowhere"], "source": None}, "there is no run folder nowhere"),
-        ({"runs": ["nowhere"], "preset": "dqn"}, "have settings and steps of their own"),
+        ({"given": ["nowhere"], "source": None}, "there is no run folder nowhere"),
+        ({"given": ["nowhere"], "preset": "dqn"}, "have settings and steps of their own"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_trained(invented, tmp_path, options, sentence):
@@ -117,16 +117,16 @@ def test_what_is_wrong_is_found_before_anything_is_trained(invented, tmp_path, o
 
 
 def test_the_threshold_is_where_the_target_counts_as_solved_and_both_have_the_sources_preset(here):
-    options = {"runs": (), "threshold": None, "preset": None, "steps": 500, "source_steps": 900}
+    options = {"given": (), "threshold": None, "preset": None, "steps": 500, "source_steps": 900}
     options |= {"freeze": None, "fine_tune": 0, "overrides": ["agent.gamma=0.9"], "changes": []}
     pair = savings.plan("CartPole-v1", "rlplatform.envs.variants:HeavyCartPole", **options)
-    assert pair.target.callbacks.stop_on_reward == 475.0
-    assert (pair.source.training.total_steps, pair.target.training.total_steps) == (900, 500)
-    assert pair.source.network == pair.target.network
-    assert pair.source.agent == pair.target.agent
-    assert pair.target.agent.gamma == 0.9
+    assert pair.config.callbacks.stop_on_reward == 475.0
+    assert (pair.source.training.total_steps, pair.config.training.total_steps) == (900, 500)
+    assert pair.source.network == pair.config.network
+    assert pair.source.agent == pair.config.agent
+    assert pair.config.agent.gamma == 0.9
     own = resolve("rlplatform.envs.variants:HeavyCartPole")
-    assert pair.target.optimizer == resolve("CartPole-v1").optimizer != own.optimizer
+    assert pair.config.exploration == resolve("CartPole-v1").exploration != own.exploration
 
 
 def test_the_command_shows_the_table_of_a_file_and_ends_with_1_where_a_run_has_failed(invented, tmp_path, capsys):
@@ -144,9 +144,10 @@ def test_the_command_shows_the_table_of_a_file_and_ends_with_1_where_a_run_has_f
     assert table.startswith("| from | to |")
     assert f"{ENV} {ONES}" in table
     for wrong, sentence in (
-        ([], "--from is missing"),
         (["--from", ENV], "--to is missing"),
+        (["--to", ENV, "--out", out], "say what the network learns first, as --from ENV_ID"),
         (["--table", out, "--to", ENV], "--table shows a file that is there"),
+        (["--table", out, "--source", "runs/pole"], "--table shows a file that is there"),
     ):
         assert cli.main(["benchmark", "transfer", *wrong]) == 2
         assert sentence in capsys.readouterr().err
@@ -165,7 +166,7 @@ def test_each_seed_is_trained_twice_and_with_transfer_it_begins_with_what_its_so
     reached = measure(out, seeds=1, threshold=0.0, overwrite=True)
     assert [run["steps"] for run in reached["runs"]] == [64, 64]
     run = api.train(ENV, preset="dqn", seed=5, steps=64, out=tmp_path / "own", overrides=QUICK, progress=False)
-    given = measure(out, source=None, runs=[str(run.path)], freeze=0, seeds=1)
+    given = measure(out, source=None, given=[str(run.path)], freeze=0, seeds=1)
     row = given["runs"][-1]
     assert row["source_return"] == pytest.approx(run.best().mean_return, rel=1e-4)
     assert row["frozen_layers"] == 0

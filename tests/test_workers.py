@@ -131,6 +131,20 @@ def test_a_job_is_taken_only_after_the_one_before_was_dealt_with(jobs, tmp_path)
     assert results == [3, 6, 12, 24]
 
 
+def test_a_job_that_waits_for_another_is_taken_when_that_one_has_ended(jobs, tmp_path):
+    results = []
+
+    def both():
+        yield Job("first", jobs.double, (3,))
+        while not results:
+            yield None
+        yield Job("second", jobs.double, (results[0],))
+
+    for done in workers.run(both(), 2, tmp_path, lambda job, message: None):
+        results.append(done.result)  # noqa: PERF401 - the jobs read it while this loop goes on
+    assert results == [6, 12]
+
+
 def test_leaving_early_lets_the_processes_save(jobs, tmp_path):
     def leave(job, message):
         raise KeyboardInterrupt

@@ -59,11 +59,11 @@ def savings(tree: Mapping[str, Any]) -> list[Saving]:
     """The rows of a file of `rlplatform benchmark transfer` that have a seed with both runs.
 
     Args:
-        tree: `pairs`, each with what tells it from others, a `threshold` and a `budget`; and `runs`, each with what
-            tells the pair, its `seed`, its `arm`, and `steps`, None where the threshold was not reached.
+        tree: `configurations`, each with what tells it from others, a `threshold` and a `budget`; and `runs`, each with
+            what tells the pair, its `seed`, its `arm`, and `steps`, None where the threshold was not reached.
     """
     found = []
-    for pair in tree["pairs"]:
+    for pair in tree["configurations"]:
         runs = [run for run in tree["runs"] if all(run[key] == pair[key] for key in KEYS)]
         arms = [{run["seed"]: run for run in runs if run["arm"] == arm} for arm in ARMS]
         seeds = sorted(arms[0].keys() & arms[1].keys())
@@ -111,7 +111,7 @@ def savings_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
         ]
         for row in savings(tree)
     ]
-    parts = [laid_out(head, body, markdown, ("from", "to")) if body else "no seed has both runs yet"]
+    parts = [laid_out(head, body, markdown) if body else "no seed has both runs yet"]
     parts += [f"failed: {run['to']} {run['arm']} seed {run['seed']}: {run['error']}" for run in tree["failed"]]
     return ("\n\n" if markdown else "\n").join(parts)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlplatform.analysis.statistics import Interval, bootstrap, mean, stratified_bootstrap
 
-WORDS = ("environment", "preset")
+WORDS = ("environment", "preset", "method", "network", "from", "to")  # columns that are no numbers
 FEW = 3  # runs below which the bootstrap's interval says nothing
 
 
@@ -138,14 +138,14 @@ def as_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
         ]
         for row in rows(tree)
     ]
-    parts = [laid_out(head, body, markdown, WORDS) if body else "no run has finished"]
+    parts = [laid_out(head, body, markdown) if body else "no run has finished"]
     over = aggregates(tree)
     if over:
         parts.append(
             f"over the {over[0].environments} environments with a goal, 0 for random actions and 1 at the goal:"
         )
         many = [[each.preset, interval(each.best, FEW, 3), interval(each.last, FEW, 3)] for each in over]
-        parts.append(laid_out(["preset", "IQM [95 %]", "newest policy's IQM"], many, markdown, WORDS))
+        parts.append(laid_out(["preset", "IQM [95 %]", "newest policy's IQM"], many, markdown))
     parts += [f"failed: {run['env']} {run['preset']} seed {run['seed']}: {run['error']}" for run in tree["failed"]]
     return ("\n\n" if markdown else "\n").join(parts)
 
@@ -167,16 +167,16 @@ def _scores(runs: Iterable[Mapping[str, Any]], which: str) -> np.ndarray[Any, An
     return np.array([np.mean(run[f"{which}_returns"]) for run in runs], np.float64)
 
 
-def laid_out(head: Sequence[str], body: Sequence[Sequence[str]], markdown: bool, words: Sequence[str]) -> str:
-    """A table for a terminal, or in Markdown. Columns named in `words` are set left, numbers right."""
+def laid_out(head: Sequence[str], body: Sequence[Sequence[str]], markdown: bool) -> str:
+    """A table under a line of names, for a terminal or in Markdown; columns of words are set left, numbers right."""
     if markdown:
         lines = [head, ["---"] * len(head), *body]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
-    left = [head.index(name) for name in words if name in head]
+    words = [head.index(name) for name in WORDS if name in head]
     return "\n".join(
         "  ".join(
-            text.ljust(width) if column in left else text.rjust(width)
+            text.ljust(width) if column in words else text.rjust(width)
             for column, (text, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in (head, *body)

@@ -87,16 +87,65 @@ def bootstrap(
         raise ValueError("a bootstrap needs at least one episode")
     labels = np.zeros(values.shape[-1], int) if groups is None else np.asarray(groups)
     strata = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // values.size)
-    drawn: list[Array] = []
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
+
+    def draw(rng: np.random.Generator, size: int) -> Array:
         picks = [stratum[rng.integers(0, len(stratum), (size, len(stratum)))] for stratum in strata]
         samples = values[..., np.concatenate(picks, axis=1)]  # [R, E], or [P, R, E]
-        drawn.append(statistic(np.moveaxis(samples, 0, 1) if values.ndim == 2 else samples))
+        return np.moveaxis(samples, 0, 1) if values.ndim == 2 else samples
+
+    return _percentiles(draw, statistic, values, confidence, resamples, seed)
+
+
+def nested_bootstrap(
+    values: Array,
+    statistic: Statistic,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap over training runs and, within each that is drawn, over its episodes.
+
+    Args:
+        values: `[P, S, E]`: P columns that are resampled together, which keeps pairs paired, of S runs with E episodes.
+        statistic: from `[R, P, S * E]` to `[R]`.
+        confidence: as in `bootstrap`.
+        resamples: as in `bootstrap`.
+        seed: as in `bootstrap`.
+
+    Raises:
+        ValueError: there are no runs, or they have no episodes.
+    """
+    values = np.asarray(values, np.float64)
+    columns, runs, episodes = values.shape
+    if not runs * episodes:
+        raise ValueError("a bootstrap needs at least one run with one episode")
+    limits = np.array([runs] + [episodes] * episodes)
+
+    def draw(rng: np.random.Generator, size: int) -> Array:
+        picks = (rng.random((size, runs, 1 + episodes)) * limits).astype(np.intp)  # one call: chunks do not show
+        samples = values[:, picks[..., :1], picks[..., 1:]]  # [P, R, S, E]
+        return np.moveaxis(samples.reshape(columns, size, runs * episodes), 0, 1)
+
+    return _percentiles(draw, statistic, values.reshape(columns, -1), confidence, resamples, seed)
+
+
+def _percentiles(
+    draw: Callable[[np.random.Generator, int], Array],
+    statistic: Statistic,
+    values: Array,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """The statistic of the values, and its percentiles over what `draw` makes of them, so many resamples at once."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK // values.size)
+    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+    drawn = np.concatenate([statistic(draw(rng, size)) for size in sizes])
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(np.concatenate(drawn), [tail, 100 - tail])
+    with np.errstate(invalid="ignore"):  # a statistic that is infinite for some resamples
+        low, high = np.percentile(drawn, [tail, 100 - tail])
     return Interval(float(statistic(values[None])[0]), float(low), float(high))
 
 

@@ -3,15 +3,28 @@
 Knows networks, files and how they play. How files are laid out in a bundle, and the command line, may not come in.
 """
 
-from rlplatform.compression import inspection
+from rlplatform.compression import aware, inspection, micro, onnx_file
 from rlplatform.compression.agreement import Agreement, gaps
 from rlplatform.compression.calibration import States, mixture, visited
 from rlplatform.compression.canonical import Canonical, canonical
 from rlplatform.compression.clustering import cluster
-from rlplatform.compression.conversion import TARGETS, Files, Scaling, Target, convert, save
+from rlplatform.compression.conversion import (
+    QUANTISATIONS,
+    TARGETS,
+    Files,
+    Quantisation,
+    Scaling,
+    Target,
+    convert,
+    save,
+)
 from rlplatform.compression.gates import Gate
+from rlplatform.compression.labels import gather, label
+from rlplatform.compression.normalize import Normalize
+from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.pruning import prune
 from rlplatform.compression.reference import GOLDEN, NETWORK, STUDENT, Golden, open_bundle
+from rlplatform.compression.retraining import falls_short, retrain
 from rlplatform.compression.search import (
     Candidate,
     Distillery,
@@ -26,6 +39,8 @@ from rlplatform.compression.verification import Progress, Row, Verification, mac
 __all__ = [
     "GOLDEN",
     "NETWORK",
+    "ONNX_FILE",
+    "QUANTISATIONS",
     "STUDENT",
     "TARGETS",
     "Agreement",
@@ -35,7 +50,9 @@ __all__ = [
     "Files",
     "Gate",
     "Golden",
+    "Normalize",
     "Progress",
+    "Quantisation",
     "Row",
     "Scaling",
     "States",
@@ -43,17 +60,24 @@ __all__ = [
     "Teacher",
     "Verification",
     "act_of_network",
+    "aware",
     "best_of",
     "canonical",
     "cluster",
     "convert",
+    "falls_short",
     "gaps",
+    "gather",
     "inspection",
+    "label",
     "machine",
+    "micro",
     "mixture",
+    "onnx_file",
     "open_bundle",
     "parse_budget",
     "prune",
+    "retrain",
     "save",
     "smallest",
     "verify",

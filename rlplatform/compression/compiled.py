@@ -24,6 +24,11 @@ def compiler() -> str | None:
     return next((found for name in COMPILERS if (found := shutil.which(name)) is not None), None)
 
 
+def missing() -> str | None:
+    """What to install so that C can be compiled; None where nothing is missing."""
+    return None if compiler() else f"there is no C compiler on this machine ({', '.join(COMPILERS)})"
+
+
 class CompiledPolicy:
     """`policy.c` as a library of this process.
 

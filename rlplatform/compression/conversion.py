@@ -1,5 +1,6 @@
-"""From a canonical network to .tflite files, in a process of its own: float32, and int8 after training."""
+"""From a canonical network to files, in a process of its own: .tflite in float32 and in int8 after training, ONNX."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -11,24 +12,25 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rlplatform.compression import agreement, chain, inspection, worker
+from rlplatform.compression import chain, inspection, worker
+from rlplatform.compression.choice import choose
+from rlplatform.compression.normalize import Normalize
+from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.refinement import refine
-from rlplatform.errors import RunError, UserError
-from rlplatform.runtime import open_graph
+from rlplatform.compression.slimming import slim
+from rlplatform.errors import RunError, UserError, nearest
 
 Array = np.ndarray[Any, Any]
 Target = Literal["cpu", "mcu"]
-Quantisation = Literal["auto", "dynamic", "static"]
+Quantisation = Literal["auto", "dynamic", "dynamic_all", "static", "int16x8"]
 
 TARGETS = ("cpu", "mcu")
+QUANTISATIONS = ("auto", "dynamic", "dynamic_all", "static", "int16x8")
 SMALL = 50_000  # Below this many parameters, a scale for each unit of a Dense costs more bytes than it is worth.
-WORTHWHILE = 0.9  # Static int8 for a CPU must be this much smaller than dynamic int8 to be taken for it.
-AS_GOOD = 0.005  # And agree with the network almost as often: this much less at most.
-ENOUGH = 0.99  # And always where the network's choice is clear: the gate of the verification.
 
 
 class Scaling(NamedTuple):
-    """An int8 file takes `(observation - offset) * multiplier`, feature by feature: `[O...]` float32 each."""
+    """The integer file takes `(observation - offset) * multiplier`, feature by feature: `[O...]` float32 each."""
 
     offset: Array
     multiplier: Array
@@ -40,16 +42,18 @@ class Files(NamedTuple):
     Attributes:
         float_file: float32, signature `act`: `observation [1, O...]` to `action [1]` int32 and `q [1, A]` float32.
             Under masks it also takes `action_mask [1, A]` bool, which `action` heeds and `q` does not.
-        int8_file: for `cpu` the same signature over int8 weights; for `mcu`, int8 in and out, no `action_mask` and no
-            `action`: the greatest of the int8 values, of those that are allowed, is the action.
+        int8_file: for `cpu` the same signature over int8 weights; for `mcu`, int8 (int16 with int16x8) in and out, no
+            `action_mask` and no `action`: the greatest of the values, of those that are allowed, is the action.
         scaling: what is done to an observation before it enters the `mcu` file; None for images and for `cpu`.
         quantisation: how the int8 file came about, in words and numbers.
+        onnx_file: the float32 file's inputs and outputs as ONNX, if it was asked for.
     """
 
     float_file: bytes
     int8_file: bytes
     scaling: Scaling | None
     quantisation: dict[str, Any]
+    onnx_file: bytes | None = None
 
 
 def convert(
@@ -58,82 +62,96 @@ def convert(
     target: Target = "cpu",
     quantisation: Quantisation = "auto",
     masks: Array | None = None,
+    *,
+    onnx: bool = False,
+    trained: Any | None = None,
 ) -> Files:
     """Converts a canonical network.
 
-    For `cpu`, `auto` takes dynamic int8 (int8 weights, float activations, no calibration), unless static int8 is
-    clearly smaller and as faithful, which happens for networks whose layers are too small for the converter's dynamic
-    quantiser. For `mcu`, int8 is always static, in and out. Ranges are the true minima and maxima over `calibration`;
-    what is done after that stands in `refinement`.
+    For `cpu`, `auto` takes dynamic int8 (int8 weights, float activations, no calibration), unless another way is
+    clearly smaller and as faithful: static int8, or ai-edge-quantizer's dynamic int8 where it is installed. That
+    happens for networks whose layers are too small for the converter's own dynamic quantiser. For `mcu`, `auto` is
+    static int8, in and out. Ranges are the true minima and maxima over `calibration`; what is done after that stands
+    in `refinement` and `slimming`.
 
     Args:
         model: `[B, O...]` float32 to `[B, A]`, from `canonical`.
         calibration: `[N, O...]` observations as the environment gives them, uint8 or float32, which the files take.
         target: what the int8 file is for.
-        quantisation: how to make it.
+        quantisation: how to make it: `dynamic`, or `dynamic_all` for layers of any size (by ai-edge-quantizer),
+            `static`, or `int16x8` (int8 weights, int16 activations).
         masks: `[N, A]` bool, the actions that are allowed in `calibration`, where the environment offers masks.
+        onnx: whether to make the ONNX file too, which needs the extra `onnx`.
+        trained: what the static file is made of in place of `model`, in the form that `static_form` gives: its weights
+            were trained for int8 with one scale for each Dense.
 
     Raises:
-        UserError: the target is unknown, or dynamic int8 is asked for a microcontroller.
+        UserError: the target or the quantisation is unknown, or does not fit the network or the target.
         RunError: the converter failed.
     """
-    if target not in TARGETS:
-        raise UserError(f"unknown target {target!r}; choices: {', '.join(TARGETS)}")
-    if target == "mcu" and quantisation == "dynamic":
-        raise UserError("dynamic int8 does not run on microcontrollers; for the target mcu, quantisation is static")
+    modes = _modes(model, calibration, target, quantisation)
     observation_dtype = calibration.dtype.name
-    scaling = _input_scaling(calibration) if target == "mcu" and observation_dtype == "float32" else None
-    scaled_model = None if scaling is None else chain.scale_inputs(model, *scaling)
-    if scaled_model is None:
-        scaling = None
-    per_channel = model.count_params() >= SMALL
-    integer = "int8" if target == "mcu" else "uint8" if observation_dtype == "uint8" else "float32"
-    static = {
-        "mode": "static",
-        "saved_model": "static",
-        "output": "static.tflite",
-        "input": integer,
-        "output_type": "int8" if target == "mcu" else "float32",
-        "per_channel": per_channel,
-        "masked_actions": 0 if masks is None or target == "mcu" else masks.shape[1],
-    }
-    jobs = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
-    if target == "cpu" and quantisation != "static":
-        jobs.append({"mode": "dynamic", "saved_model": "float", "output": "dynamic.tflite"})
-    if target == "mcu" or quantisation != "dynamic":
-        jobs.append(static)
+    form, scaling = static_form(model, calibration, target)
+    per_channel = trained is None and model.count_params() >= SMALL
+    jobs: list[dict[str, Any]] = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
+    for mode in modes:
+        jobs.append({"mode": mode, "saved_model": "float", "output": f"{mode}.tflite", "per_channel": per_channel})
+        if mode in ("static", "int16x8"):
+            integer = "int16" if mode == "int16x8" else "int8"
+            jobs[-1] |= {
+                "saved_model": "static",
+                "input": integer if target == "mcu" else observation_dtype,
+                "output_type": integer if target == "mcu" else "float32",
+                "masked_actions": 0 if masks is None or target == "mcu" else masks.shape[1],
+            }
+    if onnx:
+        jobs.append({"mode": "onnx", "saved_model": "float", "output": ONNX_FILE})
     with tempfile.TemporaryDirectory(prefix="rlplatform-") as name:
         folder = pathlib.Path(name)
         save(model, observation_dtype, folder / "float", mask=masks is not None)
         cpu = target == "cpu"
-        save(scaled_model or model, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
+        save(trained or form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
         np.save(folder / "calibration.npy", _representative(calibration, scaling))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         _run(folder)
-        made = {job["mode"]: (folder / str(job["output"])).read_bytes() for job in jobs}
+        made = {job["mode"]: (folder / job["output"]).read_bytes() for job in jobs}
     expected = model(tf.cast(calibration, "float32"), training=False).numpy()
     named = None if scaling is None else scaling._asdict()
-    refined = {
-        mode: refine(content, made["float"], named, calibration, expected, masks)
-        for mode, content in made.items()
-        if mode != "float"
-    }
-    method, reason = _choose({mode: content for mode, (content, _) in refined.items()}, calibration, expected, masks)
-    content, refinements = refined[method]
+    files, refinements = {}, {}
+    for mode in made.keys() - {"float", "onnx"}:
+        refined, refinements[mode] = refine(made[mode], made["float"], named, calibration, expected, masks)
+        files[mode] = slim(refined)
+    method, reason = choose(files, calibration, expected, masks)
+    content = files[method]
     contents = inspection.read(content)
     details = {
         "method": method if "int8" in contents.weights else "none",
         "reason": reason,
-        "refinements": refinements,
+        "refinements": refinements[method],
         "target": target,
         "weights": contents.weights,
         "operators": list(contents.operators),
         "q_step": contents.q_step,
         "calibration_observations": len(calibration),
     }
-    if method == "static":
+    if method != "dynamic":
         details["dense_scales"] = "per unit" if per_channel else "per layer"
-    return Files(made["float"], content, scaling, details)
+    return Files(slim(made["float"]), content, scaling, details, made.get("onnx"))
+
+
+def static_form(model: Any, calibration: Array, target: Target) -> tuple[Any, Scaling | None]:
+    """The network that a static file computes, and what is done to its observations before, if anything is.
+
+    Args:
+        model: as for `convert`.
+        calibration: as for `convert`.
+        target: as for `convert`.
+    """
+    if target == "cpu" or calibration.dtype == np.uint8:
+        return model, None
+    scaling = _input_scaling(calibration)
+    scaled = chain.scale_inputs(model, *scaling)
+    return (model, None) if scaled is None else (scaled, scaling)
 
 
 def save(
@@ -176,6 +194,46 @@ def save(
         raise RunError(f"the network could not be saved as {path}: {error.message}") from None
 
 
+def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> list[str]:
+    """The ways to quantise that are tried."""
+    if target not in TARGETS:
+        raise UserError(f"unknown target {target!r}; choices: {', '.join(TARGETS)}")
+    if quantisation not in QUANTISATIONS:
+        raise UserError(f"unknown quantisation {quantisation!r}; {nearest(quantisation, QUANTISATIONS)}")
+    if target == "mcu" and quantisation.startswith("dynamic"):
+        raise UserError(
+            "dynamic int8 does not run on microcontrollers; for the target mcu, quantisation is static or int16x8"
+        )
+    installed = _has_edge_quantizer()
+    if quantisation == "dynamic_all" and not installed:
+        raise UserError("dynamic_all needs ai-edge-quantizer: pip install 'rlplatform[quantize]'")
+    if quantisation == "int16x8":
+        _refuse_int16x8(model, calibration)
+    if quantisation != "auto":
+        return [quantisation]
+    if target == "mcu":
+        return ["static"]
+    every = installed and model.count_params() < SMALL  # What it adds is layers of less than 1,024 weights.
+    return ["dynamic", "static", *(["dynamic_all"] if every else [])]
+
+
+def _has_edge_quantizer() -> bool:
+    return importlib.util.find_spec("ai_edge_quantizer") is not None
+
+
+def _refuse_int16x8(model: Any, calibration: Array) -> None:
+    if calibration.dtype == np.uint8 or any(len(weight.shape) > 2 for weight in model.weights):
+        raise UserError(
+            "int16x8 is for vectors and Dense layers: convolutions take twenty times as long in it as in float32; for "
+            "images, quantisation is static or dynamic"
+        )
+    if any(isinstance(layer, Normalize) for layer in model.layers):
+        raise UserError(
+            "int16x8 is not for LayerNorm, whose reciprocal root microcontrollers compute otherwise in it; take "
+            "quantisation static, or --budget for a network without LayerNorm"
+        )
+
+
 def _run(folder: pathlib.Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-P", str(worker.__file__), str(folder)]
@@ -184,35 +242,7 @@ def _run(folder: pathlib.Path) -> None:
         return
     reason = folder / "error.txt"
     lines = [reason.read_text()] if reason.exists() else [line for line in done.stderr.splitlines() if line.strip()]
-    raise RunError(f"the conversion to LiteRT failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
-
-
-def _choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array | None) -> tuple[str, str]:
-    """Which int8 file to keep, and the sentence that says why."""
-    if "dynamic" not in made:
-        return "static", "int8 weights and activations, with ranges from calibration"
-    nothing = "int8" not in inspection.read(made["dynamic"]).weights
-    dynamic = (
-        "no layer has the 1,024 weights from which on dynamic int8 changes it: all of it is float32"
-        if nothing
-        else "int8 weights in layers of at least 1,024 weights; float activations"
-    )
-    if "static" not in made or len(made["static"]) > WORTHWHILE * len(made["dynamic"]):
-        return "dynamic", dynamic
-    found = {mode: _agreement(made[mode], observations, q, masks) for mode in ("dynamic", "static")}
-    as_good = found["static"].overall >= found["dynamic"].overall - AS_GOOD
-    enough = found["static"].clear is None or found["static"].clear >= ENOUGH
-    if enough and (nothing or as_good):
-        return "static", "int8 weights and activations: smaller than dynamic int8 here, and faithful"
-    return "dynamic", f"{dynamic}; static int8 would be smaller, but takes the network's action in only " + (
-        f"{found['static'].overall:.1%} of {len(observations)} states"
-    )
-
-
-def _agreement(content: bytes, observations: Array, q: Array, masks: Array | None) -> agreement.Agreement:
-    graph, contents = open_graph(content, "the converted file"), inspection.read(content)
-    given = np.stack([graph.q_values(observation) for observation in observations])
-    return agreement.measure(q, given, agreement.step_of(q, contents.q_step, masks), contents.q_range, masks)
+    raise RunError(f"the conversion failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
 
 
 def _input_scaling(calibration: Array) -> Scaling:

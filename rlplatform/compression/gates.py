@@ -27,8 +27,8 @@ class Gate(NamedTuple):
     """One gate for one file.
 
     Attributes:
-        name: what is examined: hashes, algebra, converter, operators, agreement, saturation, scale, return, mean
-            return, or that a runtime (`reference`, `C`) gives the same values.
+        name: what is examined: hashes, algebra, contract, frames, converter, operators, agreement, saturation, scale,
+            return, mean return, or that a runtime (`reference`, `C`, `ONNX`, `tflite-micro`) gives the same values.
         file: the file, or `network`.
         passed: whether it holds.
         sentence: what was found.
@@ -140,7 +140,15 @@ def quantised(file: str, states: str, found: Agreement) -> list[Gate]:
     ]
 
 
-def runtimes(file: str, runtime: str, given: Array, other: Array, step: float, masks: Array | None = None) -> Gate:
+def runtimes(
+    file: str,
+    runtime: str,
+    given: Array,
+    other: Array,
+    step: float,
+    masks: Array | None = None,
+    other_actions: Array | None = None,
+) -> Gate:
     """Whether another runtime gives a file's values.
 
     Args:
@@ -150,13 +158,15 @@ def runtimes(file: str, runtime: str, given: Array, other: Array, step: float, m
         other: `[N, A]`, by the other one.
         step: one int8 step, in units of value; 0 for a float32 file.
         masks: `[N, A]` bool, the actions that are allowed; all of them if None.
+        other_actions: `[N]`, what the other runtime answers, where that is more than values.
     """
     scale = _scale(given, other)
     error = float(np.abs(given.astype(np.float64) - other).max())
     bound = STEPS * step if step > 0 else RUNTIMES * scale
     allowed = masked(given, masks)
     clear = agreement.gaps(allowed) > (CLEAR_STEPS * step if step > 0 else 2 * RUNTIMES * scale)
-    flips = int((allowed.argmax(axis=1) != masked(other, masks).argmax(axis=1))[clear].sum())
+    actions = masked(other, masks).argmax(axis=1) if other_actions is None else other_actions
+    flips = int((allowed.argmax(axis=1) != actions)[clear].sum())
     size = f"{error / step:.2g} int8 steps" if step > 0 else f"{error / scale:.1e} of the largest one"
     return Gate(
         f"runtime {runtime}",

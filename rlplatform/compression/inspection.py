@@ -3,7 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+from rlplatform.compression import flatfile
 
 # May see floats in a file of int8 activations; SELECT_V2 puts an action mask over its values.
 BRIDGES = frozenset({"QUANTIZE", "DEQUANTIZE", "ARG_MAX", "CAST", "SELECT_V2"})
@@ -15,10 +18,10 @@ class Contents(NamedTuple):
     Attributes:
         operators: names of the operators, in the order in which they run.
         foreign: operators that a plain LiteRT runtime lacks or gets wrong: custom ones (Flex among them), sparse ones.
-        float_islands: operators that compute in float between int8 ones; empty for a file whose activations are float.
+        float_islands: operators that compute in float between integer ones; empty where all activations are float.
         weights: how many weights are stored in which type.
-        static: whether activations are int8.
-        q_step: what one int8 step of the values is worth, in units of value; 0 where the values are float.
+        activations: the type of what flows between operators: int8, int16 or float32.
+        q_step: what one step of integer values is worth, in units of value; 0 where the values are float.
         q_range: the least and the greatest value that the file can give.
     """
 
@@ -26,9 +29,19 @@ class Contents(NamedTuple):
     foreign: tuple[str, ...]
     float_islands: tuple[str, ...]
     weights: dict[str, int]
-    static: bool
+    activations: str
     q_step: float
     q_range: tuple[float, float]
+
+    @property
+    def static(self) -> bool:
+        """Whether activations are integers, by ranges that are fixed."""
+        return self.activations != "float32"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that it computes is in int8."""
+        return self.activations == "int8" and not self.float_islands
 
 
 def read(content: bytes) -> Contents:
@@ -37,7 +50,7 @@ def read(content: bytes) -> Contents:
     Args:
         content: the file's bytes.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    model = flatfile.read(content)
     graph = model.subgraphs[0]
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
 
@@ -68,13 +81,13 @@ def read(content: bytes) -> Contents:
                 counted.add(index)
                 kind = type_of(index).lower()
                 weights[kind] = weights.get(kind, 0) + _size(graph.tensors[index].shape)
-    static = "INT8" in moving_types
+    activations = next((kind for kind in ("INT8", "INT16") if kind in moving_types), "FLOAT32")
     return Contents(
         tuple(operators),
         tuple(foreign),
-        tuple(islands) if static else (),
+        tuple(islands) if activations != "FLOAT32" else (),
         weights,
-        static,
+        activations.lower(),
         *_q_steps(model, graph, codes),
     )
 
@@ -90,7 +103,8 @@ def _q_steps(model: Any, graph: Any, codes: list[int]) -> tuple[float, tuple[flo
     if quantisation is None or quantisation.scale is None or not len(quantisation.scale):
         return 0.0, (-math.inf, math.inf)
     scale, zero_point = float(quantisation.scale[0]), int(quantisation.zeroPoint[0])
-    return scale, ((-128 - zero_point) * scale, (127 - zero_point) * scale)
+    limits = np.iinfo(_TYPES[graph.tensors[index].type].lower())
+    return scale, ((limits.min - zero_point) * scale, (limits.max - zero_point) * scale)
 
 
 def _size(shape: Any) -> int:

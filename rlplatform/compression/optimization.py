@@ -16,6 +16,13 @@ def load(module: str = "tensorflow_model_optimization") -> Any:
         return importlib.import_module(module)
 
 
+def cluster_preserving(preserve_sparsity: bool) -> Any:
+    """The scheme of quantisation-aware training that keeps clusters, and zeros if asked to; tfmot has no door to it."""
+    room = f"{load().__name__}.python.core.quantization.keras.collab_opts.cluster_preserve"
+    scheme = load(f"{room}.default_8bit_cluster_preserve_quantize_scheme")
+    return scheme.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity)
+
+
 def with_weights_of(model: Any, stripped: Any) -> Any:
     """A fresh copy of `model` with the weights of a network that was wrapped and stripped again, layer by layer.
 

@@ -5,12 +5,12 @@ themselves make no file smaller and no runtime faster; what they bring is units 
 canonical form removes, and files that compress better for a download.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import tf_keras as keras
 
+from rlplatform.agents.pruning import layer_sparsities
 from rlplatform.compression import optimization
 from rlplatform.compression.distillation import Distilled, Recipe, distil
 from rlplatform.compression.labels import Labels
@@ -102,26 +102,3 @@ def prune(
 def is_prunable(layer: Any) -> bool:
     """Whether a layer's kernel may be pruned."""
     return type(layer) in (keras.layers.Dense, keras.layers.Conv2D)
-
-
-def layer_sparsities(kernels: dict[str, tuple[int, ...]], sparsity: float) -> dict[str, float]:
-    """Each layer's share of zeros after Erdos-Renyi-Kernel (Evci et al. 2020, section 3): small layers keep more.
-
-    The share of weights that a layer keeps is proportional to `(sum of its kernel's dimensions) / (their product)`, and
-    at most 1; over all layers, `1 - sparsity` of the weights are kept.
-
-    Args:
-        kernels: shapes, by name.
-        sparsity: over all of them.
-    """
-    whole: set[str] = set()
-    sizes = {name: math.prod(shape) for name, shape in kernels.items()}
-    raw = {name: sum(shape) / sizes[name] for name, shape in kernels.items()}
-    while True:
-        kept = (1.0 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in whole)
-        shared = sum(raw[name] * sizes[name] for name in kernels if name not in whole)
-        factor = kept / shared if shared else 0.0
-        over = {name for name in kernels if name not in whole and factor * raw[name] > 1.0}
-        if not over:
-            return {name: 0.0 if name in whole else 1.0 - max(factor * raw[name], 0.0) for name in kernels}
-        whole |= over

@@ -8,18 +8,22 @@ that share one int8 scale, and a range of the values that is stretched by a few 
 
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from rlplatform.agents.acting import masked
-from rlplatform.compression import inspection
+from rlplatform.compression import flatfile, inspection
 from rlplatform.runtime import open_graph
 
 Array = np.ndarray[Any, Any]
 
 FIRST_LAYER_SHARE = 1 / 8  # The first layer may stay float32 where it has no more than this share of the weights.
 _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
+_BIASES: dict[int, tuple[np.dtype[Any], int]] = {  # By the type of what a layer is given.
+    schema.TensorType.FLOAT32: (np.dtype(np.float32), schema.TensorType.FLOAT32),
+    schema.TensorType.INT8: (np.dtype(np.int32), schema.TensorType.INT32),
+    schema.TensorType.INT16: (np.dtype(np.int64), schema.TensorType.INT64),
+}
 
 
 def refine(
@@ -53,13 +57,13 @@ def refine(
         content = select_in_float(content)
     q = q.astype(np.float64)
     is_centred = bool(np.abs(q.mean(axis=1)).max() <= 1e-4 * np.abs(q).max())
-    if contents.static and is_centred and _head(_read(content)) is not None:
+    if contents.activations == "int8" and is_centred and _head(flatfile.read(content)) is not None:
         limit = obvious(q, masks)
         narrower = narrow_range(content, limit) if limit > 0 else content
         if narrower is not content:
             done.append(f"cut the values off at {limit:.3g}, beyond which they decide nothing")
             content = narrower
-    if _head(_read(content)) is None:
+    if _head(flatfile.read(content)) is None:
         return content, done
     unshifted, total = content, np.zeros(q.shape[1])
     reachable = np.clip(q, *inspection.read(content).q_range)
@@ -82,7 +86,7 @@ def float_first_layer(int8_file: bytes, float_file: bytes) -> bytes:
         int8_file: from dynamic quantisation.
         float_file: the same network in float32.
     """
-    model, original = _read(int8_file), _read(float_file)
+    model, original = flatfile.read(int8_file), flatfile.read(float_file)
     layers, originals = _layers(model), _layers(original)
     sizes = [_size(model, layer) for layer in layers]
     if not layers or _code(model, layers[0]) != _FULLY_CONNECTED or sizes[0] > FIRST_LAYER_SHARE * sum(sizes):
@@ -95,7 +99,7 @@ def float_first_layer(int8_file: bytes, float_file: bytes) -> bytes:
     tensor.type, tensor.quantization = source.type, None
     model.buffers[tensor.buffer].data = original.buffers[source.buffer].data
     first.builtinOptions.asymmetricQuantizeInputs = False
-    return _written(model)
+    return flatfile.write(model)
 
 
 def select_in_float(content: bytes) -> bytes:
@@ -107,7 +111,7 @@ def select_in_float(content: bytes) -> bytes:
     Args:
         content: from static quantisation.
     """
-    model = _read(content)
+    model = flatfile.read(content)
     graph = model.subgraphs[0]
     q = _signature(model.signatureDefs[0].outputs)["q"]
     mask = _signature(model.signatureDefs[0].inputs).get("action_mask")
@@ -127,7 +131,7 @@ def select_in_float(content: bytes) -> bytes:
     makes_q = next(operator for operator in graph.operators if operator.outputs[0] == q)
     graph.operators.remove(makes_q)
     graph.operators.insert(graph.operators.index(select), makes_q)
-    return _written(model)
+    return flatfile.write(model)
 
 
 def narrow_range(content: bytes, limit: float) -> bytes:
@@ -137,14 +141,14 @@ def narrow_range(content: bytes, limit: float) -> bytes:
         content: from static quantisation; it ends in a Dense.
         limit: in units of value, above zero. A range that is narrower already stays.
     """
-    model = _read(content)
+    model = flatfile.read(content)
     quantisation = model.subgraphs[0].tensors[_head(model).outputs[0]].quantization
     scale = limit / 127.0
     if scale >= quantisation.scale[0]:
         return content
     quantisation.scale, quantisation.zeroPoint = [scale], [0]
     quantisation.min = quantisation.max = None
-    return _written(model)
+    return flatfile.write(model)
 
 
 def obvious(q: Array, masks: Array | None = None) -> float:
@@ -171,15 +175,15 @@ def shift_bias(content: bytes, shift: Array) -> bytes:
         content: the file; it ends in a Dense.
         shift: `[A]`, in units of value.
     """
-    model = _read(content)
+    model = flatfile.read(content)
     graph = model.subgraphs[0]
     last = _head(model)
     weights, given = graph.tensors[last.inputs[1]], graph.tensors[last.inputs[0]]
-    integer = given.type == schema.TensorType.INT8
+    kind, stored = _BIASES[given.type]
+    integer = kind.kind == "i"
     scale: Any = 1.0
     if integer:
         scale = np.asarray(weights.quantization.scale, np.float64) * given.quantization.scale[0]
-    kind = np.dtype(np.int32 if integer else np.float32)
     old = np.zeros(len(shift), kind)
     if len(last.inputs) > 2 and last.inputs[2] >= 0:
         old = np.asarray(model.buffers[graph.tensors[last.inputs[2]].buffer].data, np.uint8).view(kind)
@@ -189,24 +193,14 @@ def shift_bias(content: bytes, shift: Array) -> bytes:
     model.buffers.append(buffer)
     bias = schema.TensorT()  # Always a new one: layers may share a bias of zeros.
     bias.name, bias.shape, bias.buffer = b"shifted_bias", [len(shift)], len(model.buffers) - 1
-    bias.type = schema.TensorType.INT32 if integer else schema.TensorType.FLOAT32
+    bias.type = stored
     if integer:
         bias.quantization = schema.QuantizationParametersT()
         bias.quantization.scale = np.atleast_1d(scale).astype(np.float32)
         bias.quantization.zeroPoint = [0] * len(bias.quantization.scale)
     graph.tensors.append(bias)
     last.inputs = [last.inputs[0], last.inputs[1], len(graph.tensors) - 1]
-    return _written(model)
-
-
-def _read(content: bytes) -> Any:
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-
-
-def _written(model: Any) -> bytes:
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return flatfile.write(model)
 
 
 def _code(model: Any, operator: Any) -> int:

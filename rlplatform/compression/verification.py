@@ -11,7 +11,7 @@ import numpy as np
 from rlplatform import envs
 from rlplatform.agents.acting import masked
 from rlplatform.analysis import Interval, bootstrap, compare, interquartile_mean, mean
-from rlplatform.compression import agreement, compiled, gates, inspection, latency
+from rlplatform.compression import agreement, contract, gates, inspection, latency, runtimes
 from rlplatform.compression.agreement import Agreement
 from rlplatform.compression.calibration import Reservoir
 from rlplatform.compression.gates import Gate
@@ -32,7 +32,7 @@ from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError
 from rlplatform.machine import describe, versions
-from rlplatform.runtime import MANIFEST, Policy, open_graph, read_file
+from rlplatform.runtime import MANIFEST, Policy, read_file
 from rlplatform.training import Act, Evaluation, evaluate, random_actions
 
 Array = np.ndarray[Any, Any]
@@ -41,7 +41,7 @@ Progress = Callable[[str], None]
 VISITED_STATES = 10_000
 VISITED_BYTES = 2**27  # Of images, fewer states are compared.
 TIMED_STATES = 64
-RUNTIME_STATES = 500  # The reference kernels take their time.
+PACKAGES = ("ai-edge-litert", "gymnasium", "numpy", "onnxruntime", "tensorflow", "tflite-micro")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Verification:
         random_return: interquartile mean of random actions on the same seeds.
         margin: what a file may lose, in units of return.
         gates: in the order in which they were tried.
+        unchecked: one sentence for each gate that this machine could not try.
         rows: the network, then the files.
         machine: where this was measured, and with which versions.
     """
@@ -94,6 +95,7 @@ class Verification:
     random_return: float
     margin: float
     gates: tuple[Gate, ...]
+    unchecked: tuple[str, ...]
     rows: tuple[Row, ...]
     machine: dict[str, str]
 
@@ -117,13 +119,13 @@ class Verification:
             raise RunError(self.failures[0])
 
     def table(self) -> str:
-        """For a terminal: the network beside its files, and the gates that do not hold."""
+        """For a terminal: the network beside its files, the gates that do not hold, and those that were not tried."""
         head = (
             f"{self.environment}: {self.episodes} episodes for each, on the same seeds "
             f"(random actions: {self.random_return:.1f})"
         )
         foot = self.failures or [f"all {len(self.gates)} gates passed"]
-        return "\n".join([head, table(self.rows), *foot])
+        return "\n".join([head, table(self.rows), *foot, *self.unchecked])
 
     def to_json(self) -> dict[str, Any]:
         """For a program: numbers, texts, lists and dicts."""
@@ -165,7 +167,8 @@ def verify(
     manifest = open_bundle(folder)
     network, source, golden = network_of(folder, manifest), source_of(folder, manifest), golden_of(folder, manifest)
     distilled = has_model(manifest, STUDENT)
-    arena = _Arena(environment_of(manifest), envs.seeds(seed, episodes, "verification"), factory, progress)
+    environment = environment_of(manifest)
+    arena = _Arena(environment, envs.seeds(seed, episodes, "verification"), factory, progress)
     source_q = source.q_values(golden.observations)
     found = [Gate("hashes", MANIFEST, True, f"{len(manifest['files'])} files are as they were written")]
     found.append(gates.algebra(source_q, golden.q, golden.actions, manifest["network"]["centred"], golden.masks))
@@ -176,6 +179,7 @@ def verify(
     network_returns = arena.play("network", _greedy(network)).returns
     margin = gates.margin(network_returns, random_returns)
     rows = [_network_row(manifest, network, network_returns, golden, seed)]
+    unchecked: list[str] = []
     for variant, name in manifest["variants"].items():
         content = read_file(folder, manifest, name)
         contents = inspection.read(content)
@@ -183,12 +187,15 @@ def verify(
         if contents.foreign:  # It does not run.
             continue
         policy = Policy(folder, variant)
+        if variant == "float":
+            found += contract.examine(policy, environment, seed, factory)
         reservoir = Reservoir(_visited_count(golden.observations), seed)
         played = arena.play(name, act_of(policy), reservoir)
         states, masks = reservoir.states()
         file_q = _q_values(policy, golden.observations)
         step, limits = agreement.step_of(golden.q, contents.q_step, golden.masks), contents.q_range
-        found += _other_runtimes(folder, manifest, variant, name, content, golden, file_q, contents)
+        other = runtimes.compare(folder, manifest, variant, contents, golden, file_q)
+        found, unchecked = [*found, *other.gates], [*unchecked, *other.unchecked]
         visited_q = _q_values(policy, states)
         on_golden = agreement.measure(source_q, file_q, step, limits, golden.masks)
         on_visited = agreement.measure(source.q_values(states), visited_q, step, limits, masks)
@@ -211,12 +218,23 @@ def verify(
         rows.append(Row(name, variant, *_intervals(played.returns, seed), *sizes, speed, on_golden, on_visited))
     random_return = float(interquartile_mean(random_returns))
     env_id = manifest["environment"]["id"]
-    return Verification(folder, env_id, episodes, seed, random_return, margin, tuple(found), tuple(rows), machine())
+    return Verification(
+        folder,
+        env_id,
+        episodes,
+        seed,
+        random_return,
+        margin,
+        tuple(found),
+        tuple(unchecked),
+        tuple(rows),
+        machine(),
+    )
 
 
 def machine() -> dict[str, str]:
     """The processor and the versions that figures are measured with."""
-    return describe() | versions(("ai-edge-litert", "gymnasium", "numpy", "tensorflow"))
+    return describe() | versions(PACKAGES)
 
 
 class _Arena:
@@ -238,50 +256,6 @@ class _Arena:
             return act(observations, *masks)
 
         return evaluate(watched, self._environment, self._seeds, factory=self._factory)
-
-
-def _other_runtimes(
-    folder: pathlib.Path,
-    manifest: dict[str, Any],
-    variant: str,
-    name: str,
-    content: bytes,
-    golden: Golden,
-    file_q: Array,
-    contents: inspection.Contents,
-) -> list[Gate]:
-    """The same file by LiteRT's reference kernels, and by the bundle's C code where there is a compiler."""
-    chosen = spread(len(file_q), RUNTIME_STATES)
-    few, masks = golden.observations[chosen], None if golden.masks is None else golden.masks[chosen]
-    given = file_q[chosen]
-    reference = open_graph(content, name, scaling=manifest["files"][name].get("input_scaling"), reference=True)
-    plain = np.stack([reference.q_values(observation) for observation in few])
-    int8 = variant == "int8" and "int8" in contents.weights
-    step = agreement.step_of(golden.q, contents.q_step, golden.masks) if int8 else 0.0
-    found = [gates.runtimes(name, "reference", given, plain, step, masks)]
-    if compiled.SOURCE not in manifest["files"] or compiled.compiler() is None:
-        return found
-    try:
-        policy = compiled.CompiledPolicy(folder, manifest["action"]["count"])
-    except RunError as error:
-        return [*found, Gate("runtime C", name, False, str(error))]
-    if variant == "float":
-        in_c = np.stack([policy.q_values(observation) for observation in few])
-    elif policy.has_int8:
-        scale, (low, _) = contents.q_step, contents.q_range
-        in_c = np.stack([policy.q_int8(observation) for observation in few]).astype(np.float64)
-        in_c = (in_c + 128.0) * scale + low
-    else:
-        return found
-    return [*found, gates.runtimes(name, "C", given, in_c, step, masks)]
-
-
-def spread(count: int, most: int) -> Array:
-    """`[min(count, most)]` int64: which of `count` golden states to take, evenly over all of them.
-
-    The first half are those with the smallest gaps; beside their values alone, rounding would look large.
-    """
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 def act_of(policy: Policy) -> Act:

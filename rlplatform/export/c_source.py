@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from rlplatform.compression import flatfile
 from rlplatform.errors import UserError
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +68,7 @@ def read_layers(content: bytes) -> list[Layer]:
     Raises:
         UserError: it computes something else than Dense and Conv2D layers with ReLU, or it mixes float with int8.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    model = flatfile.read(content)
     graph = model.subgraphs[0]
     makers = {int(operator.outputs[0]): operator for operator in graph.operators}
     outputs = {output.name.decode(): int(output.tensorIndex) for output in model.signatureDefs[0].outputs}

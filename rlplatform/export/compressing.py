@@ -1,19 +1,38 @@
 """From a run to the smallest bundle that plays as well, or to the best one within a budget."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from rlplatform import compression
-from rlplatform.compression import Candidate, Distillery, Progress, Target, Teacher, Verification, students
+from rlplatform.compression import (
+    Candidate,
+    Distillery,
+    Progress,
+    Quantisation,
+    Target,
+    Teacher,
+    Verification,
+    students,
+)
 from rlplatform.compression.students import Architecture
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
 from rlplatform.export import bundle
-from rlplatform.export.exporting import Refused, Student, Which, export, refuse_recurrent
+from rlplatform.export.exporting import (
+    BY_DEFAULT,
+    Refused,
+    Student,
+    Which,
+    check_formats,
+    export,
+    refuse_recurrent,
+)
 from rlplatform.training import Run
 
-# Of a file without weights, and of each layer beside its weights; measured on small networks, good to a tenth or so.
-BYTES, LAYER_BYTES = 900, 400
+# Of a file without weights, of each layer beside its weights, and of floats in and out around int8; measured on small
+# networks, good to a fifth or so.
+BYTES, LAYER_BYTES, FLOAT_BYTES = 420, 250, 250
 
 
 def compress(
@@ -22,6 +41,9 @@ def compress(
     budget: int | str | None = None,
     *,
     target: Target = "cpu",
+    formats: Iterable[str] = BY_DEFAULT,
+    quantisation: Quantisation = "auto",
+    qat: bool = False,
     episodes: int = 100,
     seed: int = 0,
     prune: float | None = None,
@@ -41,6 +63,9 @@ def compress(
         budget: bytes that the smaller of the bundle's files may have, as a number or like `4kB`; `auto` for as few as
             pass the verification; None for the run's own network.
         target: as for `export`.
+        formats: as for `export`.
+        quantisation: as for `export`.
+        qat: as for `export`.
         episodes: of every policy in the verification, and of every student in the search.
         seed: of all that is drawn.
         prune: the share of weights that become zero before the network is converted; units that it leaves without
@@ -60,6 +85,9 @@ def compress(
     """
     options: dict[str, Any] = {
         "target": target,
+        "formats": check_formats(formats),
+        "quantisation": quantisation,
+        "qat": qat,
         "episodes": episodes,
         "seed": seed,
         "overwrite": overwrite,
@@ -155,7 +183,7 @@ def predicted_bytes(architecture: Architecture, shape: tuple[int, ...], num_acti
     parameters = students.parameters(architecture, shape, num_actions)
     head = BYTES + LAYER_BYTES * len(layers)
     int8 = head + parameters + 3 * sum(layers)
-    return int8 if target == "mcu" else min(int8 + LAYER_BYTES, head + 4 * parameters)
+    return int8 if target == "mcu" else min(int8 + FLOAT_BYTES, head + 4 * parameters)
 
 
 def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None) -> list[Candidate]:

@@ -1,5 +1,6 @@
 """From a run to a bundle: canonical form, conversion, writing, verification; then kept, or refused."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -15,15 +16,20 @@ from rlplatform.agents.acting import masked
 from rlplatform.compression import (
     GOLDEN,
     NETWORK,
+    ONNX_FILE,
     STUDENT,
     Canonical,
     Files,
     Golden,
     Progress,
+    Quantisation,
+    States,
     Target,
     Verification,
     act_of_network,
     gaps,
+    micro,
+    onnx_file,
 )
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError, nearest
@@ -33,13 +39,15 @@ from rlplatform.training import Run
 Array = np.ndarray[Any, Any]
 Which = Literal["best", "last"]
 
-FORMATS = ("tflite", "saved_model", "c")
+FORMATS = ("tflite", "saved_model", "onnx", "c")
 BY_DEFAULT = ("tflite", "saved_model")
 FLOAT_FILE, INT8_FILE = "policy.tflite", "policy_int8.tflite"
 POOL = 4_000  # Observations that calibration and golden states are taken from.
 POOL_BYTES = 2**26  # Of images, fewer.
 GOLDEN_STATES = 1_000
 CALIBRATION_STATES = 1_000
+AWARE_STATES = 20_000  # That a network is trained for int8 on.
+AWARE_BYTES = 2**28  # Of images, fewer.
 SLOWER = 1.5  # An int8 file that takes so many times as long as the float32 file is not what `auto` opens.
 
 
@@ -82,6 +90,8 @@ def export(
     force: bool = False,
     overwrite: bool = False,
     *,
+    quantisation: Quantisation = "auto",
+    qat: bool = False,
     which: Which = "best",
     factory: Factory | None = None,
     progress: Progress | None = None,
@@ -92,13 +102,16 @@ def export(
     Args:
         run: the run, or its folder.
         out: the folder that becomes the bundle.
-        target: what the int8 file is for: `cpu` (float in and out) or `mcu` (int8 in and out).
+        target: what the int8 file is for: `cpu` (float in and out) or `mcu` (integers in and out).
         formats: `tflite` is always written; `saved_model` adds the network as it was trained, which `verify` needs;
-            `c` adds `policy.h` and `policy.c`.
+            `onnx` adds `policy.onnx`, the float32 file's twin; `c` adds `policy.h` and `policy.c`.
         episodes: of every policy in the verification.
         seed: of the verification's episodes and of the states that are sampled.
         force: keep the bundle though a gate fails; `policy.json` says so.
         overwrite: replace a bundle that lies at `out`.
+        quantisation: how the int8 file is made, see `compression.convert`. Where a static file falls short of the gate
+            of agreement, quantisation-aware training is tried, and the better file is kept.
+        qat: try that training in any case, for a static file.
         which: the policy that evaluated best, or the newest one.
         factory: a callable that makes the environment, for a run that was given one.
         progress: is told, in a few words, what begins.
@@ -114,13 +127,16 @@ def export(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = pathlib.Path(out)
-    chosen = _formats(formats)
+    chosen = check_formats(formats)
     if target not in compression.TARGETS:
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
     refuse_recurrent(run)
     bundle.check(out, overwrite)
-    subject = _prepare(run, which, target, seed, factory, progress, student)
-    manifest, details = _describe(run, which, subject)
+    if qat and quantisation not in ("auto", "static"):
+        raise UserError(f"quantisation-aware training is for static int8; leave --qat out for {quantisation}")
+    quantisation = "static" if qat else quantisation
+    subject = _prepare(run, which, target, quantisation, qat, seed, factory, progress, student, "onnx" in chosen)
+    manifest, details = _describe(run, which, target, subject)
     in_c = _in_c(run, subject) if "c" in chosen else {}
     if student is not None:
         manifest["compression"] = student.report
@@ -131,6 +147,8 @@ def export(
         with bundle.writing(out):
             (folder / FLOAT_FILE).write_bytes(subject.files.float_file)
             (folder / INT8_FILE).write_bytes(subject.files.int8_file)
+            if subject.files.onnx_file is not None:
+                (folder / ONNX_FILE).write_bytes(subject.files.onnx_file)
             for name, text in in_c.items():
                 (folder / name).write_text(text)
             golden = {name: array for name, array in subject.golden._asdict().items() if array is not None}
@@ -142,7 +160,7 @@ def export(
             bundle.seal(folder, manifest, details)
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
-            raise Refused(f"{verification.failures[0]}; {out} was not written")
+            raise Refused(f"{verification.failures[0]}{_advice(subject, verification)}; {out} was not written")
         manifest["default"] = _default(verification)
         verification = dataclasses.replace(verification, path=out)
         manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
@@ -165,18 +183,24 @@ def refuse_recurrent(run: Run) -> None:
         )
 
 
-def _formats(formats: Iterable[str]) -> set[str]:
+def check_formats(formats: Iterable[str]) -> set[str]:
+    """The formats, each of which can be written.
+
+    Raises:
+        UserError: one is unknown, or a package for it is missing.
+    """
     chosen = set(formats)
     for name in sorted(chosen.difference(FORMATS)):
         raise UserError(f"unknown format {name!r}; {nearest(name, FORMATS)}")
+    if "onnx" in chosen and (missing := onnx_file.missing_converter()) is not None:
+        raise UserError(f"the format onnx cannot be written: {missing}")
     return chosen
 
 
 def _in_c(run: Run, subject: _Subject) -> dict[str, str]:
     """`policy.h` and `policy.c`: of the float32 file, and of the int8 file where all of it is whole numbers."""
     files = subject.files
-    contents = compression.inspection.read(files.int8_file)
-    whole = contents.static and not contents.float_islands
+    whole = compression.inspection.read(files.int8_file).is_whole
     weights = subject.canonical.model.count_params()
     header, source = c_source.write(
         c_source.read_layers(files.float_file),
@@ -191,10 +215,13 @@ def _prepare(
     run: Run,
     which: Which,
     target: Target,
+    quantisation: Quantisation,
+    qat: bool,
     seed: int,
     factory: Factory | None,
     progress: Progress | None,
     student: Student | None,
+    onnx: bool,
 ) -> _Subject:
     """Collects observations, folds the network and converts it."""
     tell = progress or (lambda words: None)
@@ -210,9 +237,35 @@ def _prepare(
     canonical = compression.canonical(source)
     golden = _golden(source, canonical, pool, masks)
     tell(f"converting for {target}")
-    calibration_masks = None if masks is None else masks[:CALIBRATION_STATES]
-    files = compression.convert(canonical.model, pool[:CALIBRATION_STATES], target, masks=calibration_masks)
+    calibration, calibration_masks = pool[:CALIBRATION_STATES], None if masks is None else masks[:CALIBRATION_STATES]
+    model = canonical.model
+    if qat:
+        compression.aware.refuse_unknown(model)
+    files = compression.convert(model, calibration, target, quantisation, calibration_masks, onnx=onnx)
+    rest = States(pool[-CALIBRATION_STATES:], None if masks is None else masks[-CALIBRATION_STATES:])
+    falls_short = compression.aware.knows(model) and compression.falls_short(files, compression.label(model, rest))
+    if qat or falls_short:
+        tell("training for int8")
+        environment, count = run.config.environment, min(AWARE_STATES, max(GOLDEN_STATES, AWARE_BYTES // frame_bytes))
+        labels, held_out = (
+            compression.gather(model, act, environment, size, seed, stream, factory=factory)
+            for size, stream in ((count, "aware"), (max(GOLDEN_STATES, count // 10), "aware-held-out"))
+        )
+        files = compression.retrain(model, files, calibration, calibration_masks, target, labels, held_out, seed=seed)
     return _Subject(network, source, canonical, files, golden)
+
+
+def _advice(subject: _Subject, verification: Verification) -> str:
+    """What may help where int8 has lost a network's choices."""
+    failed = {gate.name for gate in verification.gates if not gate.passed}
+    static = subject.files.quantisation["method"] == "static"
+    if (
+        static
+        and "agreement" in failed
+        and any(isinstance(layer, compression.Normalize) for layer in subject.canonical.model.layers)
+    ):
+        return ". LayerNorm loses its precision in int8; --budget makes a smaller network without it"
+    return ""
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:
@@ -227,7 +280,9 @@ def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None
     return Golden(observations, q[chosen], actions.astype(np.int64), allowed)
 
 
-def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _describe(
+    run: Run, which: Which, target: Target, subject: _Subject
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What `policy.json` says, and what it says of the single files."""
     environment, spec, files = run.config.environment, run.spec, subject.files
     best = run.best() if which == "best" else None  # The newest policy's step stands in its checkpoint alone.
@@ -275,6 +330,10 @@ def _describe(run: Run, which: Which, subject: _Subject) -> tuple[dict[str, Any]
     int8: dict[str, Any] = {"quantisation": files.quantisation}
     if files.scaling is not None:
         int8["input_scaling"] = {name: array.tolist() for name, array in files.scaling._asdict().items()}
+    if target == "mcu" and micro.missing() is None:
+        with contextlib.suppress(RunError):  # What it does not run, the verification refuses.
+            answers = micro.run(files.int8_file, subject.golden.observations[:1], int8.get("input_scaling"))
+            int8["arena_bytes"] = answers.arena_bytes
     return manifest, {FLOAT_FILE: {}, INT8_FILE: int8}
 
 

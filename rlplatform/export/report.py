@@ -46,6 +46,7 @@ def page(manifest: Mapping[str, Any]) -> str:
         _list(manifest["network"]["folds"]),
         "<h2>Gates</h2>",
         _gates(verification["gates"]),
+        *([_list(verification["unchecked"])] if verification["unchecked"] else []),
         "<h2>Where this comes from</h2>",
         _provenance(manifest),
     ]

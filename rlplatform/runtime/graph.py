@@ -10,6 +10,8 @@ from .errors import BundleError
 
 Array = np.ndarray[Any, Any]
 
+INTEGERS = (np.dtype(np.int8), np.dtype(np.int16))  # What a file takes that computes in whole numbers throughout.
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -28,7 +30,7 @@ class Graph(NamedTuple):
     Attributes:
         action_mask: `[1, A]` bool, which `action` heeds and `q` does not; None if the file takes none. It allows all
             actions until it is written.
-        quantise: from an observation `[O...]` to the int8 `[1, O...]` that the file takes; None if the file
+        quantise: from an observation `[O...]` to the int8 or int16 `[1, O...]` that the file takes; None if the file
             takes it as it is.
     """
 
@@ -66,7 +68,7 @@ def open_graph(
         content: the file's bytes.
         name: what errors call it.
         num_threads: of the interpreter.
-        scaling: `offset` and `multiplier`, each `[O...]`: an int8 file takes `(observation - offset) * multiplier`.
+        scaling: `offset` and `multiplier`, each `[O...]`: an integer file takes `(observation - offset) * multiplier`.
         reference: run it by LiteRT's plain reference kernels, without XNNPACK: slow, and what others are compared with.
 
     Raises:
@@ -93,7 +95,7 @@ def open_graph(
         )
     write, invoke, read = _calls(interpreter)
     observation, action_mask = inputs["observation"], inputs.get("action_mask")
-    quantise = _quantiser(observation, scaling) if observation.dtype == np.int8 else None
+    quantise = _quantiser(observation, scaling) if observation.dtype in INTEGERS else None
     if action_mask is not None:
         write(action_mask.index, np.ones(action_mask.shape, action_mask.dtype))
     action = outputs.get("action")
@@ -122,12 +124,14 @@ def _calls(interpreter: Any) -> tuple[Any, Any, Any]:
 def _quantiser(target: Tensor, scaling: Mapping[str, Any] | None) -> Callable[[Array], Array]:
     multiplier: Any = np.float32(1.0 / target.scale)
     shift: Any = np.float32(target.zero_point)
+    limits = np.iinfo(target.dtype)
+    low, high = np.float32(limits.min), np.float32(limits.max)
     if scaling is not None:
         multiplier = np.asarray(scaling["multiplier"], np.float32) * multiplier
         shift = shift - np.asarray(scaling["offset"], np.float32) * multiplier
 
     def quantise(observation: Array) -> Array:
         scaled: Array = np.rint(observation * multiplier + shift)
-        return np.minimum(np.maximum(scaled, -128.0), 127.0).astype(np.int8)[None]
+        return np.minimum(np.maximum(scaled, low), high).astype(target.dtype)[None]
 
     return quantise

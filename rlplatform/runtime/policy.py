@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import BundleError, ObservationError
 from .frames import FrameStack
-from .graph import open_graph
+from .graph import INTEGERS, open_graph
 from .layout import Layout
 from .manifest import read_file, read_manifest
 from .masks import best_allowed, mask_check
@@ -248,7 +248,7 @@ class Policy:
             raise BundleError(
                 f"{name} gives values of shape {list(graph.q.shape)}, but policy.json says {[1, self.num_actions]}"
             )
-        if graph.observation.dtype not in (self._dtype, np.int8):
+        if graph.observation.dtype not in (self._dtype, *INTEGERS):
             raise BundleError(
                 f"{name} takes {graph.observation.dtype} observations, but policy.json says {self.observation_dtype}"
             )

@@ -166,20 +166,24 @@ class Learner(tf.Module):
         learning_rate: float,
         importance_exponent: float = 1.0,
         entering: Callable[[], object] = _nothing,
+        done: float = 0.0,
     ) -> Learned:
-        """Inserts a block of numpy arrays and learns.
+        """Inserts a block of numpy arrays and learns; then prunes, if that is due.
 
         Args:
             block: T steps of N environments.
             learning_rate: of all updates in this call.
             importance_exponent: beta of prioritised replay, of all updates in this call.
             entering: called right before the compiled program is entered, which runs without Python's global lock.
+            done: share of the run's env steps, this block's included.
         """
         with tf.device(self._device):
             tensors = [tf.constant(field) for field in block]
             rates = tf.constant(learning_rate, tf.float32), tf.constant(importance_exponent, tf.float32)
             entering()
             metrics, weights = self._learn(*tensors, *rates)
+            if self.agent.prune(done):
+                weights = flat_weights(self.agent.online)
         return Learned(metrics, weights.numpy())
 
     def weights(self) -> Array:

@@ -193,7 +193,11 @@ class Loop:
         importance = schedules.value(
             self._config.replay.importance_exponent, self.step, self._config.training.total_steps
         )
-        return self._learner.learn_block(block, self._learning_rate(), importance, entering)
+        return self._learner.learn_block(block, self._learning_rate(), importance, entering, self._done(1))
+
+    def _done(self, blocks: int = 0) -> float:
+        """The share of the run's env steps, after so many blocks more."""
+        return (self.step + blocks * self._block_size) / self._config.training.total_steps
 
     def _learning_rate(self) -> float:
         return self.scheduled_learning_rate * self.learning_rate_scale
@@ -245,6 +249,10 @@ class Loop:
         if self._episodes:
             row["train/return"] = float(np.mean([episode.episode_return for episode in self._episodes]))
             row["train/length"] = float(np.mean([episode.length for episode in self._episodes]))
+        agent = self._learner.agent
+        if agent.pruning is not None:
+            row["prune/sparsity"] = agent.pruning.sparsity(agent.online.trainable_variables)
+            row["prune/target_sparsity"] = agent.pruning.target(self._done())
         if learned is not None:
             metrics = learned.metrics
             self._check_weights(learned.weights)
@@ -271,7 +279,7 @@ class Loop:
         return postfix
 
     def _evaluate(self) -> None:
-        """Greedy episodes on the selection seeds; the best policy so far is kept."""
+        """Greedy episodes on the selection seeds; the best policy so far is kept, once it has all its zeros."""
         weights = self._learner.weights()
         self._check_weights(weights)
         self._greedy.load(weights)
@@ -279,7 +287,7 @@ class Loop:
         seeds = envs.seeds(seed, self._config.evaluation.episodes, "selection")
         result = evaluate(greedy(self._greedy), environment, seeds, factory=self._factory)
         self._evaluation, self._evaluated_at = result, self.step
-        if result.mean >= self._best_return:
+        if self._learner.agent.is_pruned and result.mean >= self._best_return:
             self._best_return = result.mean
             self._run.save_best(
                 Best(self.step, result.mean, split_weights(weight_shapes(self._policy), weights)),
@@ -289,8 +297,9 @@ class Loop:
             "eval/return": result.mean,
             "eval/return_min": float(result.returns.min()),
             "eval/length": float(result.lengths.mean()),
-            "eval/best_return": self._best_return,
         }
+        if self._best_return > -math.inf:
+            row["eval/best_return"] = self._best_return
         self.log.scalars(self.step, row)
         if self._config.evaluation.video:
             frames, _, _ = record(greedy(self._greedy), environment, seeds[0], factory=self._factory)

@@ -119,16 +119,20 @@ class Run:
         """
         arrays = _read_npz(self.path / OBSERVATIONS)
         if arrays is None:
-            raise UserError(f"{self.path} has no best policy yet: its first evaluation is still to come")
+            raise self._no_best()
         observations = arrays["observations"]
         chosen = np.random.default_rng(seed).permutation(len(observations))[:count]
         return observations[np.sort(chosen)]
+
+    def _no_best(self) -> UserError:
+        pruned = " with all its zeros (prune.final_sparsity)" if self.config.prune.final_sparsity else ""
+        return UserError(f"{self.path} has no best policy yet: its first evaluation{pruned} is still to come")
 
     def _weights(self, which: str) -> list[Array]:
         if which == "best":
             best = self.best()
             if best is None:
-                raise UserError(f"{self.path} has no best policy yet: its first evaluation is still to come")
+                raise self._no_best()
             return best.weights
         saved = self.checkpoints().restore()
         if saved is None:

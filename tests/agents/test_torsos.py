@@ -86,3 +86,14 @@ def test_torsos_carry_every_kind_of_stream_and_learn(torso, streams):
 def test_what_is_no_image_or_too_small_is_refused(torso, shape):
     with pytest.raises(UserError, match=f"network.torso '{torso}' needs images of at least . x . .* 'mlp' works"):
         built(torso, shape)
+
+
+@pytest.mark.parametrize("network", [{}, {"dueling": True}, {"noisy": True}, {"normalize_observations": True}])
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_linear_has_no_hidden_layer_and_its_values_add_up(network, shape):
+    model = built("linear", shape, **network)
+    kernels = [weight for weight in model.trainable_weights if len(weight.shape) == 2]
+    assert all(kernel.shape[0] == np.prod(shape) for kernel in kernels)
+    one, other = np.random.default_rng(0).normal(size=(2, 1, *shape)).astype(np.float32)
+    between = model((one + other) / 2)
+    np.testing.assert_allclose(between, (model(one) + model(other)) / 2, atol=1e-5)

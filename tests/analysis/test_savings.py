@@ -14,7 +14,7 @@ def tree(scratch, transfer, seeds=None, failed=()):
     about = {"arm": "transfer", "source_steps": 500, "frozen_layers": 2}
     for seed, steps in zip(range(len(transfer)) if seeds is None else seeds, transfer, strict=True):
         runs.append(PAIR | about | {"seed": seed, "steps": steps})
-    return {"pairs": [PAIR | {"threshold": 475.0, "budget": 1_000}], "runs": runs, "failed": list(failed)}
+    return {"configurations": [PAIR | {"threshold": 475.0, "budget": 1_000}], "runs": runs, "failed": list(failed)}
 
 
 def test_the_ratio_is_that_of_means_with_every_run_that_never_got_there_at_the_budget():

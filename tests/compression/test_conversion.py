@@ -57,7 +57,7 @@ def kept(model, content, observations, scaling=None):
 @pytest.fixture(scope="module")
 def for_cpu():
     model = vector_network()
-    return model, convert(canonical(model).model, vectors(), "cpu")
+    return model, convert(canonical(model).model, vectors(), "cpu", "dynamic")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,8 @@ def test_a_feature_that_never_changes_does_not_break_the_scaling():
     np.testing.assert_allclose(((seen - scaling.offset) * scaling.multiplier)[:, 1], 0.0)
 
 
-def test_a_tiny_network_for_a_cpu_becomes_static_int8_where_that_is_faithful():
+def test_a_tiny_network_for_a_cpu_becomes_static_int8_where_that_is_faithful(monkeypatch):
+    monkeypatch.setattr(conversion, "_has_edge_quantizer", lambda: False)
     model = vector_network(hidden=(24, 24))
     files = convert(canonical(model).model, vectors(), "cpu")
     contents = inspection.read(files.int8_file)
@@ -142,7 +143,7 @@ def test_a_tiny_network_for_a_cpu_becomes_static_int8_where_that_is_faithful():
 
 
 def test_where_int8_would_not_help_a_cpu_the_file_says_that_nothing_was_done():
-    files = convert(canonical(vector_network(hidden=(8, 8))).model, vectors(), "cpu")
+    files = convert(canonical(vector_network(hidden=(8, 8))).model, vectors(), "cpu", "dynamic")
     assert files.quantisation["method"] == "none"
     assert "no layer has the 1,024 weights" in files.quantisation["reason"]
     assert set(files.quantisation["weights"]) == {"float32"}
@@ -177,6 +178,49 @@ def test_static_int8_can_be_asked_for_on_a_cpu():
     assert contents.operators[0] == "QUANTIZE"
     assert contents.operators[-2:] == ("DEQUANTIZE", "ARG_MAX")
     assert kept(model, files.int8_file, vectors(seed=1))[0] > 0.9
+
+
+@pytest.mark.parametrize("target", ["cpu", "mcu"])
+def test_int16_activations_lose_less_than_int8(target, for_mcu):
+    model = vector_network()
+    files = convert(canonical(model).model, vectors(), target, "int16x8")
+    contents = inspection.read(files.int8_file)
+    assert files.quantisation["method"] == "int16x8"
+    assert contents.activations == "int16"
+    assert set(contents.weights) == {"int8"}
+    assert contents.float_islands == contents.foreign == ()
+    graph = open_graph(files.int8_file, "file", scaling=None if files.scaling is None else files.scaling._asdict())
+    assert graph.observation.dtype == graph.q.dtype == (np.int16 if target == "mcu" else np.float32)
+    seen = vectors(seed=1)
+    expected = agreement.centred(model(seen).numpy())
+    error = np.stack([graph.q_values(observation) for observation in seen]) - expected
+    assert np.sqrt((error**2).mean()) / expected.std() < kept(model, for_mcu[1].int8_file, seen, for_mcu[1].scaling)[1]
+
+
+def test_what_int16_cannot_do_is_refused():
+    keras.utils.set_random_seed(0)
+    images = networks.build(Config().replace(network={"torso": "nature"}), (36, 36, 2), "uint8", 3)
+    seen = np.zeros((2, 36, 36, 2), np.uint8)
+    with pytest.raises(UserError, match="int16x8 is for vectors and Dense layers"):
+        convert(canonical(images).model, seen, "cpu", "int16x8")
+    config = Config().replace(network={"hidden_units": (8,), "layer_norm": True})
+    normalised = networks.build(config, (4,), "float32", 3)
+    with pytest.raises(UserError, match=r"int16x8 is not for LayerNorm.* take quantisation static, or --budget"):
+        convert(canonical(normalised).model, vectors(), "mcu", "int16x8")
+
+
+def test_layers_of_any_size_become_int8_by_another_quantiser_if_it_is_there(monkeypatch):
+    model = canonical(vector_network()).model
+    files = convert(model, vectors(), "cpu", "dynamic_all")
+    contents = inspection.read(files.int8_file)
+    assert files.quantisation["method"] == "dynamic_all"
+    assert files.quantisation["dense_scales"] == "per layer"
+    assert contents.activations == "float32"
+    assert contents.weights["int8"] == 64 * 64 + 64 * 3  # The first layer stays float32: see `refinement`.
+    assert kept(vector_network(), files.int8_file, vectors(seed=1))[0] > 0.98
+    monkeypatch.setattr(conversion, "_has_edge_quantizer", lambda: False)
+    with pytest.raises(UserError, match=r"dynamic_all needs ai-edge-quantizer: pip install 'rlplatform\[quantize\]'"):
+        convert(model, vectors(), "cpu", "dynamic_all")
 
 
 # --- action masks ---------------------------------------------------------------------------------------------------
@@ -260,12 +304,14 @@ def test_wrong_targets_are_refused_with_what_is_accepted():
         convert(model, vectors(), "gpu")
     with pytest.raises(UserError, match="dynamic int8 does not run on microcontrollers"):
         convert(model, vectors(), "mcu", "dynamic")
+    with pytest.raises(UserError, match="unknown quantisation 'int16'; did you mean 'int16x8'"):
+        convert(model, vectors(), "cpu", "int16")
 
 
 def test_what_the_converter_says_last_becomes_the_error(tmp_path):
     (tmp_path / "jobs.json").write_text('[{"mode": "float", "saved_model": "missing", "output": "f.tflite"}]')
     np.save(tmp_path / "calibration.npy", vectors())
-    with pytest.raises(RunError, match=r"the conversion to LiteRT failed: .*missing"):
+    with pytest.raises(RunError, match=r"the conversion failed: .*missing"):
         conversion._run(tmp_path)
 
 
@@ -274,5 +320,5 @@ def test_a_process_that_dies_is_told_by_its_last_line(tmp_path, monkeypatch, wor
     program = tmp_path / "dies.py"
     program.write_text(f"import os, sys; sys.stderr.write({words!r}); sys.stderr.flush(); os._exit(3)")
     monkeypatch.setattr(conversion.worker, "__file__", str(program))
-    with pytest.raises(RunError, match=f"the conversion to LiteRT failed: {expected}"):
+    with pytest.raises(RunError, match=f"the conversion failed: {expected}"):
         conversion._run(tmp_path)

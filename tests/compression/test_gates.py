@@ -3,7 +3,7 @@ import pytest
 
 from rlplatform.analysis import compare, mean
 from rlplatform.compression import agreement, gates, inspection
-from rlplatform.compression.verification import spread
+from rlplatform.compression.runtimes import spread
 
 RNG = np.random.default_rng(0)
 NETWORK_Q = 100.0 + RNG.normal(0, 1, (200, 3))

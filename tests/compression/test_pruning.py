@@ -1,22 +1,16 @@
 """Pruning and clustering: what becomes zero, what becomes equal, and that choices survive."""
 
-import math
-
 import numpy as np
 import pytest
 import tf_keras as keras
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.testing import assert_allclose
 
+from rlplatform.agents.pruning import layer_sparsities
 from rlplatform.compression import canonical, students
 from rlplatform.compression.clustering import cluster
 from rlplatform.compression.distillation import Recipe, distil
 from rlplatform.compression.labels import Labels
-from rlplatform.compression.pruning import layer_sparsities, prune
+from rlplatform.compression.pruning import prune
 from rlplatform.errors import UserError
-
-SHAPES = st.lists(st.integers(1, 200), min_size=2, max_size=4).map(tuple)
 
 
 def labels(count, seed=0):
@@ -37,23 +31,6 @@ def trained():
     model = students.build(students.parse("48-32"), seen.observations, 2)
     distil(model, seen, held_out, Recipe(epochs=6, learning_rate=1e-2))
     return model, seen, held_out
-
-
-@given(
-    kernels=st.dictionaries(st.text(min_size=1, max_size=3), SHAPES, min_size=1, max_size=5),
-    sparsity=st.floats(0, 0.99),
-)
-def test_small_layers_keep_more_and_all_together_have_the_sparsity(kernels, sparsity):
-    found = layer_sparsities(kernels, sparsity)
-    sizes = {name: math.prod(shape) for name, shape in kernels.items()}
-    assert all(-1e-9 <= share <= 1.0 for share in found.values())
-    zeros = sum(found[name] * sizes[name] for name in kernels)
-    assert_allclose(zeros / sum(sizes.values()), sparsity, atol=1e-6)
-    scores = {name: sum(shape) / sizes[name] for name, shape in kernels.items()}
-    for one in kernels:
-        for other in kernels:
-            if scores[one] > scores[other]:
-                assert found[one] <= found[other] + 1e-9
 
 
 def test_a_sparsity_out_of_range_is_refused():

@@ -33,7 +33,7 @@ def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path, 
     assert [each["parameters"] for each in report["candidates"]] == sizes
     assert manifest["network"]["canonical_parameters"] == chosen
     assert chosen == min(size for size, each in zip(sizes, report["candidates"], strict=True) if each["passed"])
-    assert manifest["files"]["policy_int8.tflite"]["bytes"] < 2_000
+    assert manifest["files"]["policy_int8.tflite"]["bytes"] < 1_300
     assert any(words.startswith("distilling") for words in said)
     assert list((tmp_path / "log").rglob("events.*"))
     page = (tmp_path / "small" / "report.html").read_text()
@@ -51,10 +51,10 @@ def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path, 
 @pytest.mark.slow
 def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path, fewer_states):
     run = cartpole_run(tmp_path / "run")
-    verification = compress(run, tmp_path / "small", "2.2kB", episodes=4)
+    verification = compress(run, tmp_path / "small", "1.5kB", episodes=4)
     assert verification.passed
-    assert min(row.bytes for row in verification.rows[1:]) <= 2_200
-    with pytest.raises(UserError, match=r"no policy fits into 500 bytes: the smallest here takes about 1,\d\d\d"):
+    assert min(row.bytes for row in verification.rows[1:]) <= 1_500
+    with pytest.raises(UserError, match=r"no policy fits into 500 bytes: the smallest here takes about [67]\d\d"):
         compress(run, tmp_path / "none", 500, episodes=4)
     assert not (tmp_path / "none").exists()
 
@@ -62,14 +62,14 @@ def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path, fewer_state
 @pytest.mark.parametrize(
     ("text", "target", "bytes"),
     [
-        ("linear", "mcu", 1_304),
-        ("16", "mcu", 1_920),
-        ("16-16", "mcu", 2_496),
-        ("64-64", "mcu", 7_104),
-        ("linear", "cpu", 1_440),
-        ("16", "cpu", 2_456),
-        ("16-16", "cpu", 3_096),
-        ("64-64", "cpu", 10_224),
+        ("linear", "mcu", 720),
+        ("16", "mcu", 1_232),
+        ("16-16", "mcu", 1_776),
+        ("64-64", "mcu", 6_576),
+        ("linear", "cpu", 816),
+        ("16", "cpu", 1_296),
+        ("16-16", "cpu", 1_760),
+        ("64-64", "cpu", 8_080),
     ],
 )
 def test_sizes_are_foreseen_within_a_third(text, target, bytes):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from rlplatform.runtime import BundleError, FrameStack, ObservationError, Policy, digest
+from rlplatform.runtime import BundleError, FrameStack, ObservationError, Policy, digest, graph
 
 KERNEL = np.array([[1.0, 3.0, 9.0, 7.0], [-1.0, -3.0, -9.0, -7.0]], np.float32)  # [A, O]: pushes where the pole falls
 TYPES = {
@@ -276,6 +276,15 @@ def test_an_int8_file_gets_every_feature_on_its_own_scale(tmp_path):
         np.testing.assert_allclose(
             policy.q_values(observation), int8_by_hand(observation, multiplier, offset), atol=0.51
         )
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16"])
+def test_an_observation_enters_as_whole_numbers_of_the_files_own_kind(kind):
+    dtype = np.dtype(kind)
+    target = graph.Tensor(0, (1, 3), dtype, scale=0.5, zero_point=2)
+    quantised = graph._quantiser(target, None)(np.array([1.0, -4.0, 1e9], np.float32))
+    assert quantised.dtype == dtype
+    np.testing.assert_array_equal(quantised, [[4, -6, np.iinfo(dtype).max]])
 
 
 def test_numbers_beyond_the_int8_range_saturate_instead_of_wrapping(tmp_path):

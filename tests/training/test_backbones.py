@@ -87,6 +87,15 @@ def test_random_weights_are_taken_where_that_is_said(tiny, tmp_path):
     assert run.config.transfer.source == "none"
 
 
+def test_a_backbone_that_learns_is_pruned(tiny, tmp_path):
+    source = save_weights(tiny_backbone((32, 32, 3), 1.0), tmp_path / "own.h5")
+    run = train(source, tmp_path / "run", [*tiny, "prune.final_sparsity=0.7"], frozen_layers=0)
+    pruned = run.network("best")
+    kernels = [pruned.get_layer(name).kernel.numpy() for name in ("first", "project", "dense_0", "q")]
+    assert sum(np.sum(kernel == 0.0) for kernel in kernels) == pytest.approx(0.7 * sum(map(np.size, kernels)), abs=3)
+    assert all(np.all(weight != 0.0) for weight in pruned.get_layer("depthwise").get_weights())
+
+
 @pytest.mark.slow
 def test_mobilenet_learns_frozen_and_fine_tuned_and_is_exported_in_float_and_int8(tmp_path):
     torso = ["network.torso=mobilenet_v2", "network.backbone_alpha=0.35"]
