@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rlplatform.compression import agreement, inspection
+from rlplatform.compression import agreement, gates, inspection
 from rlplatform.runtime import open_graph
 
 Array = np.ndarray[Any, Any]
@@ -12,6 +12,7 @@ Array = np.ndarray[Any, Any]
 WORTHWHILE = 0.9  # A file must be this much smaller than that of dynamic int8 to be taken for it.
 AS_GOOD = 0.005  # And agree with the network almost as often: this much less at most.
 ENOUGH = 0.99  # And always where the network's choice is clear: the gate of the verification.
+STEADY_STATES = 300  # By which runtimes are compared; the reference kernels take their time.
 WORDS = {
     "static": "int8 weights and activations, with ranges from calibration",
     "int16x8": "int8 weights and int16 activations, with ranges from calibration",
@@ -44,12 +45,15 @@ def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array |
     safe = fidelity(made["dynamic"], observations, q, masks=masks)
     for _, mode in smaller:
         found = fidelity(made[mode], observations, q, masks=masks)
-        if is_enough(found) and (nothing or found.overall >= safe.overall - AS_GOOD):
+        if not is_enough(found) or (not nothing and found.overall < safe.overall - AS_GOOD):
+            words += (
+                f"; {mode} int8 would be smaller, but takes the network's action in only {found.overall:.1%} of "
+                f"{len(observations)} states"
+            )
+        elif mode == "dynamic_all" and not _is_steady(made[mode], observations, q, masks):
+            words += f"; {mode} int8 would be smaller, but its values depend on the kernels that compute them"
+        else:
             return mode, f"{WORDS[mode]}: smaller than dynamic int8 here, and faithful"
-        words += (
-            f"; {mode} int8 would be smaller, but takes the network's action in only {found.overall:.1%} of "
-            f"{len(observations)} states"
-        )
     return "dynamic", words
 
 
@@ -60,6 +64,18 @@ def fidelity(
     graph, contents = open_graph(content, "the converted file", scaling=scaling), inspection.read(content)
     given = np.stack([graph.q_values(observation) for observation in observations])
     return agreement.measure(q, given, agreement.step_of(q, contents.q_step, masks), contents.q_range, masks)
+
+
+def _is_steady(content: bytes, observations: Array, q: Array, masks: Array | None) -> bool:
+    """Whether other kernels give the same values, within half of what the gate of the verification allows.
+
+    What is quantised anew for every observation, LiteRT's kernels round in different ways; where the features of an
+    observation have very different ranges, that is seen in the values.
+    """
+    graphs = [open_graph(content, "the converted file", reference=reference) for reference in (False, True)]
+    rows = observations[:STEADY_STATES]
+    own, other = (np.stack([graph.q_values(observation) for observation in rows]) for graph in graphs)
+    return bool(np.abs(own - other).max() <= gates.STEPS / 2 * agreement.step_of(q, 0.0, masks))
 
 
 def is_enough(found: agreement.Agreement) -> bool:
