@@ -1,6 +1,5 @@
 """What the platform does, as functions: the command line and Python programs are two doors to them."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from rlplatform.files import exclusive
 from rlplatform.presets import resolve
 from rlplatform.runtime import MANIFEST, Policy, read_manifest
 from rlplatform.training import Act, Callback, Evaluation, Loop, Outcome, Run
-from rlplatform.training.transfer import resolved
+from rlplatform.training.transfer import prepared
 
 __all__ = ["Evaluated", "compress", "evaluate", "export", "load", "session", "train", "transfer", "verify"]
 
@@ -112,8 +111,8 @@ def session(
     vector = envs.make(config.environment, factory)
     try:
         run = Run(path, config, envs.spec_of(vector, env_id))
-        if config.transfer.source and config.transfer.frozen_layers < 0:
-            run = dataclasses.replace(run, config=resolved(config, run.fresh_network()))
+        if not started:
+            run = prepared(run)
         dense = torsos.is_dense(config.network, run.observation_shape)
         devices.limit_threads(config.threads or (1 if dense else 0))
         with exclusive(run.path):
@@ -145,8 +144,9 @@ def transfer(
     """Trains on another environment, with the layers of a network that has learned already.
 
     Args:
-        source: a run, its folder, or a tf_keras model as a `.keras` file. A run also gives the shape of the network and
-            its value head, where no preset is asked for.
+        source: a run, its folder, a tf_keras model as a `.keras` file, or the `.h5` file of the weights of the backbone
+            that `network.torso` names. A run also gives the shape of the network and its value head, where no preset is
+            asked for.
         env: as for `train`.
         freeze: how many layers with weights, from the observation on, do not learn; None for all that are taken over,
             but for the last one; 0 lets all of them learn from the start.

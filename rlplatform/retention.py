@@ -131,7 +131,7 @@ class Member(NamedTuple):
     @property
     def key(self) -> dict[str, Any]:
         """What each of its records has."""
-        return {"env": self.row.env, "preset": self.row.preset, "seed": self.teacher.seed}
+        return self.row.key | {"seed": self.teacher.seed}
 
     @property
     def name(self) -> str:
@@ -140,7 +140,7 @@ class Member(NamedTuple):
 
     def has(self, record: Mapping[str, Any]) -> bool:
         """Whether a record is about it."""
-        return self.row.has(record) and record["seed"] == self.teacher.seed
+        return runs.matches(record, self.key)
 
 
 class _Work:
@@ -209,7 +209,7 @@ class _Work:
         if done.job.function is ways.teach:
             self._runs[member.name], record = done.result
             if self._record(member) is None:
-                config = results.configuration_of(self._tree, member.row.env, member.row.preset)
+                config = results.configuration_of(self._tree, member.row.key)
                 self._tree["teachers"].append(about | {"config": config} | record)
                 say(f"{label}: mean return {number(_mean(record))}, {record['training_seconds']:,.0f} s")
             return None

@@ -1,7 +1,8 @@
-"""Policies that are known by heart, as runs."""
+"""Policies that are known by heart, as runs; and a backbone so small that it trains in a moment."""
 
 import gymnasium as gym
 import numpy as np
+import tf_keras as keras
 
 from rlplatform import envs
 from rlplatform.agents import networks
@@ -85,3 +86,28 @@ def signs_run(path):
     replayed = mean + np.random.default_rng(1).uniform(-0.5, 0.5, (300, 4)) * spread
     run.save_best(Best(1, Signs.STEPS, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
     return run
+
+
+def tiny_backbone(shape, alpha):
+    """A model with each kind of layer that a backbone may have: normalised convolutions, a residual sum."""
+    image = keras.Input(shape)
+    features = keras.layers.Conv2D(4, 3, 8, padding="same", use_bias=False, name="first")(image)
+    features = skip = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(features))
+    features = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(features)
+    features = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(features))
+    features = keras.layers.Conv2D(4, 1, name="project")(features)
+    return keras.Model(image, keras.layers.Add()([skip, keras.layers.BatchNormalization()(features)]))
+
+
+def save_weights(template, path, seed=0):
+    """Writes the weights of a backbone as `tf_keras.applications` publishes them, normalised by what images give."""
+    rng = np.random.default_rng(seed)
+    for layer in template.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            scale, offset, mean, variance = layer.get_weights()
+            drawn = [rng.uniform(0.5, 1.5, scale.shape), rng.uniform(-0.5, 0.5, offset.shape)]
+            layer.set_weights([*drawn, mean, variance])
+            layer.momentum = 0.0  # the statistics of the next batch alone
+    template(rng.uniform(-1, 1, (32, *template.input_shape[1:])).astype(np.float32), training=True)
+    template.save_weights(path)
+    return path

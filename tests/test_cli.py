@@ -361,4 +361,4 @@ def test_a_run_is_transferred_and_its_layers_are_named(shop, tmp_path, typed):
     assert layers[0]["source"] == "dense_0"
     code, _, err = typed("transfer", tmp_path / "nowhere", "--to", walk, "--out", tmp_path / "other")
     assert code == 2
-    assert "transfer.source must be a run's folder or a .keras file" in err[-1]
+    assert "transfer.source must be a run's folder, a .keras file or a .h5 file" in err[-1]
