@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rlplatform
-from rlplatform import benchmark
 from rlplatform.arguments import Parser, Result, add_command, load_api, names, number, positive, share
+from rlplatform.benchmarks import command as benchmark
 from rlplatform.errors import RunError, UserError
 
 EPILOG = "Every command takes --json (one JSON object on the last line of standard output), --debug and --help."

@@ -5,15 +5,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rlplatform import methods as ways
-from rlplatform import results, runs, workers
+from rlplatform import workers
 from rlplatform.analysis.retained import scratch_of
 from rlplatform.analysis.scores import number
+from rlplatform.benchmarks import methods as ways
+from rlplatform.benchmarks import results, runs
+from rlplatform.benchmarks.methods import Teacher
+from rlplatform.benchmarks.results import Form
+from rlplatform.benchmarks.runs import Planned
 from rlplatform.errors import UserError
 from rlplatform.files import exclusive
-from rlplatform.methods import Teacher
-from rlplatform.results import Form
-from rlplatform.runs import Planned
 from rlplatform.workers import Done, Job, bar, say
 
 FORM = Form(

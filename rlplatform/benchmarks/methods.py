@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rlplatform import envs, runs
+from rlplatform import envs
+from rlplatform.benchmarks import runs
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.workers import Ask

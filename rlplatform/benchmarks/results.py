@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import rlplatform
 from rlplatform import config as configuration
-from rlplatform import runs
+from rlplatform.benchmarks import runs
+from rlplatform.benchmarks.runs import matches
 from rlplatform.config import Config
 from rlplatform.errors import UserError
 from rlplatform.files import write_atomically
 from rlplatform.machine import describe, versions
-from rlplatform.runs import matches
 
 PACKAGES = ("tensorflow", "tf_keras", "gymnasium", "numpy", "ale-py", "minatar", "minigrid", "box2d")
 

@@ -6,7 +6,8 @@ import os
 import pytest
 from quick import QUICK
 
-from rlplatform import api, cli, savings
+from rlplatform import api, cli
+from rlplatform.benchmarks import savings
 from rlplatform.errors import RunError, UserError
 from rlplatform.presets import resolve
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tomli_w
 
 from rlplatform import config as configuration
-from rlplatform import results, runs, workers
+from rlplatform import workers
 from rlplatform.analysis.savings import ARMS, KEYS, first_reached
 from rlplatform.analysis.scores import number
+from rlplatform.benchmarks import results, runs
+from rlplatform.benchmarks.results import Form
+from rlplatform.benchmarks.runs import Bar, compact, config_of, digest, file_name, matches
 from rlplatform.config import Config, TransferConfig
 from rlplatform.errors import UserError
 from rlplatform.files import exclusive, write_atomically
 from rlplatform.presets import as_preset
-from rlplatform.results import Form
-from rlplatform.runs import Bar, compact, config_of, digest, file_name, matches
 from rlplatform.workers import Ask, Done, Job, say
 
 if TYPE_CHECKING:

@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlplatform import envs, results, runs, workers
+from rlplatform import envs, workers
 from rlplatform.analysis.scores import number
+from rlplatform.benchmarks import results, runs
+from rlplatform.benchmarks.results import Form
+from rlplatform.benchmarks.runs import Bar, compact, config_of, matches
 from rlplatform.files import exclusive
-from rlplatform.results import Form
-from rlplatform.runs import Bar, compact, config_of, matches
 from rlplatform.workers import Ask, Done, Job, say
 
 FORM = Form(

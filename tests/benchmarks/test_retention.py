@@ -9,10 +9,11 @@ import pytest
 from known import RULE, cartpole_run
 from quick import QUICK, run_here
 
-from rlplatform import api, cli, methods, results, retention, runs, workers
+from rlplatform import api, cli, workers
+from rlplatform.benchmarks import methods, results, retention, runs
+from rlplatform.benchmarks.methods import Method, Teacher
 from rlplatform.compression import search
 from rlplatform.errors import RunError, UserError
-from rlplatform.methods import Method, Teacher
 
 ENV = "rlplatform.envs.probes:TwoSteps"
 
@@ -186,7 +187,7 @@ def test_what_is_wrong_is_found_before_anything_is_trained(invented, tmp_path):
         with pytest.raises(UserError, match=sentence):
             measure(out, **options)
     assert os.listdir(tmp_path) == []
-    returns = pathlib.Path(__file__).resolve().parent.parent / "benchmarks" / "returns.json"
+    returns = pathlib.Path(__file__).resolve().parent.parent.parent / "benchmarks" / "returns.json"
     with pytest.raises(UserError, match="is no file of `rlplatform benchmark compression`"):
         retention.read(returns)
 

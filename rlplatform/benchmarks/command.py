@@ -134,7 +134,7 @@ def _add_shared(parser: Parser) -> None:
 
 def _speed(args: Any) -> Result:
     load_api()
-    from rlplatform import speed
+    from rlplatform.benchmarks import speed
 
     result = speed.measure(args.task, steps=args.steps, seed=args.seed)
     text = (
@@ -145,7 +145,8 @@ def _speed(args: Any) -> Result:
 
 
 def _returns(args: Any) -> Result:
-    from rlplatform import analysis, returns
+    from rlplatform import analysis
+    from rlplatform.benchmarks import returns
 
     def measure(**shared: Any) -> dict[str, Any]:
         return returns.measure(args.envs, args.presets, seeds=args.seeds, episodes=args.episodes, **shared)
@@ -160,8 +161,8 @@ def _returns(args: Any) -> Result:
 
 
 def _compression(args: Any) -> Result:
-    from rlplatform import retention
     from rlplatform.analysis import retained
+    from rlplatform.benchmarks import retention
 
     def measure(**shared: Any) -> dict[str, Any]:
         return retention.measure(
@@ -186,7 +187,8 @@ def _compression(args: Any) -> Result:
 
 
 def _transfer(args: Any) -> Result:
-    from rlplatform import analysis, savings
+    from rlplatform import analysis
+    from rlplatform.benchmarks import savings
 
     def measure(**shared: Any) -> dict[str, Any]:
         return savings.measure(
