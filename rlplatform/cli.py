@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rlplatform
+from rlplatform import benchmarks
 from rlplatform.arguments import Parser, Result, add_command, load_api, names, number, positive, share
-from rlplatform.benchmarks import command as benchmark
 from rlplatform.errors import RunError, UserError
 
 EPILOG = "Every command takes --json (one JSON object on the last line of standard output), --debug and --help."
@@ -182,7 +182,7 @@ def _parser() -> Parser:
     verify.add_argument("--episodes", type=positive, default=100, metavar="N", help="paired episodes (default 100)")
     verify.add_argument("--seed", type=number, default=0, metavar="S", help="what the episodes' seeds follow from")
 
-    benchmark.add(commands)
+    benchmarks.add(commands)
 
     sweep = add_command(
         commands,

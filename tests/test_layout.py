@@ -20,8 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LINKED = {"rlplatform/envs": "envs", "rlplatform/agents": "agents"}
 SKIPPED = {".git", ".venv", "build", "dist", "runs", "bundles", "videos"}
 DOORS = [
-    *("rlplatform", "rlplatform.agents", "rlplatform.analysis", "rlplatform.compression", "rlplatform.envs"),
-    *("rlplatform.experience", "rlplatform.export", "rlplatform.runtime", "rlplatform.training"),
+    *("rlplatform", "rlplatform.agents", "rlplatform.analysis", "rlplatform.benchmarks", "rlplatform.compression"),
+    *("rlplatform.envs", "rlplatform.experience", "rlplatform.export", "rlplatform.runtime", "rlplatform.training"),
 ]
 
 
