@@ -138,6 +138,9 @@ def read(features: Any, producers: dict[int, Any]) -> tuple[Any, list[AnyLink]]:
             links[:0] = _parts(layer)
             features = layer.input[0]
             continue
+        if type(layer) is Output and layer.units == layer.input.shape[-1]:  # A GRU shows all that it remembers.
+            features = layer.input
+            continue
         link = _link(layer)
         if link is None:
             break

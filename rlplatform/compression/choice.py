@@ -19,7 +19,9 @@ WORDS = {
 }
 
 
-def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array | None = None) -> tuple[str, str]:
+def choose(
+    made: dict[str, bytes], observations: Array, q: Array, masks: Array | None = None, states: Array | None = None
+) -> tuple[str, str]:
     """The name of the file to keep, and a sentence that says why.
 
     Args:
@@ -27,6 +29,7 @@ def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array |
         observations: `[N, O...]` that the files take.
         q: `[N, A]`, the network's values there.
         masks: `[N, A]` bool, the actions that are allowed there; all of them if None.
+        states: `[N, H]`, what a network that remembers had in mind before each of them.
     """
     if "dynamic" not in made:
         ((mode, _),) = made.items()
@@ -41,9 +44,9 @@ def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array |
     smaller = sorted((len(content), mode) for mode, content in made.items() if len(content) <= limit)
     if not smaller:
         return "dynamic", words
-    safe = fidelity(made["dynamic"], observations, q, masks=masks)
+    safe = fidelity(made["dynamic"], observations, q, masks=masks, states=states)
     for _, mode in smaller:
-        found = fidelity(made[mode], observations, q, masks=masks)
+        found = fidelity(made[mode], observations, q, masks=masks, states=states)
         if is_enough(found) and (nothing or found.overall >= safe.overall - AS_GOOD):
             return mode, f"{WORDS[mode]}: smaller than dynamic int8 here, and faithful"
         words += (
@@ -54,11 +57,16 @@ def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array |
 
 
 def fidelity(
-    content: bytes, observations: Array, q: Array, scaling: Any = None, masks: Array | None = None
+    content: bytes,
+    observations: Array,
+    q: Array,
+    scaling: Any = None,
+    masks: Array | None = None,
+    states: Array | None = None,
 ) -> agreement.Agreement:
     """How often a file acts as the network whose values are given; `scaling` as for `runtime.open_graph`."""
     graph, contents = open_graph(content, "the converted file", scaling=scaling), inspection.read(content)
-    given = np.stack([graph.q_values(observation) for observation in observations])
+    given = graph.q_batch(observations, states)
     return agreement.measure(q, given, agreement.step_of(q, contents.q_step, masks), contents.q_range, masks)
 
 
