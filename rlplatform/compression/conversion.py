@@ -74,7 +74,7 @@ def convert(
     clearly smaller and as faithful: static int8, or ai-edge-quantizer's dynamic int8 where it is installed. That
     happens for networks whose layers are too small for the converter's own dynamic quantiser. For `mcu`, `auto` is
     static int8, in and out. Ranges are the true minima and maxima over `calibration`; what is done after that stands
-    in `refinement` and `slimming`. A network that remembers gets dynamic int8, on whose states no ranges are fixed.
+    in `refinement` and `slimming`. For a network that remembers, `auto` is dynamic int8.
 
     Args:
         model: `[B, O...]` float32 to `[B, A]`, from `canonical`.
@@ -235,17 +235,16 @@ def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> li
     return ["dynamic", "static", *(["dynamic_all"] if every else [])]
 
 
-def refuses_memory(target: Target, quantisation: Quantisation) -> str | None:
+def refuses_memory(target: str, quantisation: str) -> str | None:
     """Why a network that remembers is not converted so, and how it is; None where it is."""
     if target != "cpu":
         return (
-            f"the target {target} is for networks without a memory, since a state in int8 loses what it holds from step "
-            "to step; a network that remembers is exported for the target cpu"
+            f"the target {target} is for networks without a memory; one that remembers is exported for the target cpu"
         )
     if quantisation in ("static", "int16x8"):
         return (
-            f"quantisation {quantisation} is for networks without a memory, whose ranges calibration can fix; for one "
-            "that remembers, quantisation is auto, dynamic or dynamic_all"
+            f"quantisation {quantisation} is for networks without a memory; for one that remembers it is auto, dynamic "
+            "or dynamic_all"
         )
     return None
 
