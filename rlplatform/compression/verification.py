@@ -251,13 +251,14 @@ class _Arena:
         self._environment, self._seeds, self._factory, self._progress = environment, seeds, factory, progress
 
     def play(self, name: str, act: Act, reservoir: Reservoir | None = None) -> Evaluation:
-        """All episodes under one policy; what it sees goes into the reservoir."""
+        """All episodes under one policy; what one that remembers nothing sees goes into the reservoir."""
         if self._progress is not None:
             self._progress(f"playing {len(self._seeds)} episodes: {name}")
+        if reservoir is None:
+            return evaluate(act, self._environment, self._seeds, factory=self._factory)
 
         def watched(observations: Array, *masks: Array) -> Array:
-            if reservoir is not None:
-                reservoir.add(observations, *masks)
+            reservoir.add(observations, *masks)
             return act(observations, *masks)
 
         return evaluate(watched, self._environment, self._seeds, factory=self._factory)
