@@ -12,8 +12,8 @@ from rlplatform import compression, devices, envs, training
 from rlplatform import config as configuration
 from rlplatform.agents import torsos
 from rlplatform.analysis.statistics import Interval, bootstrap, mean
+from rlplatform.compression.playing import act_of
 from rlplatform.compression.reference import environment_of
-from rlplatform.compression.verification import act_of
 from rlplatform.config import Config, EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError

@@ -7,6 +7,7 @@ import tf_keras as keras
 from rlplatform import envs
 from rlplatform.agents import networks
 from rlplatform.config import Config
+from rlplatform.envs.memory import TMaze
 from rlplatform.training import Best, Run
 
 RULE = np.array([1.0, 3.0, 9.0, 7.0])  # Push to where RULE @ observation points: 500.0 on every CartPole episode.
@@ -111,3 +112,50 @@ def save_weights(template, path, seed=0):
     template(rng.uniform(-1, 1, (32, *template.input_shape[1:])).astype(np.float32), training=True)
     template.save_weights(path)
     return path
+
+
+def maze_run(path, kind="gru", length=3):
+    """A run whose best policy remembers the sign of a TMaze up to the junction: every episode returns 1."""
+    settings = {"recurrent": kind, "recurrent_units": 32, "hidden_units": [4, 8], "normalize_observations": True}
+    environment = {"id": "rlplatform.envs.memory:TMaze", "kwargs": {"length": length}}
+    config = Config().replace(environment=environment, network=settings)
+    run = Run(path, config, envs.spec_of(TMaze(length)))
+    path.mkdir()
+    run.create("0")
+    torso = np.array([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])  # what rises: the sign, against it, the junction
+    rng = np.random.default_rng(0)
+    signs, junctions = np.repeat([[1.0, 0.0], [0.0, 1.0]], 16, axis=1)  # Units that keep the sign, and that see.
+    seen = np.array([1.0, 1.0, 0.0, 0.0])[:, None]
+    replaced = 12.0 * seen * signs, 12.0 * junctions - 6.0  # A sign's unit is replaced when there is a sign to see.
+    shown = 3.0 * (
+        np.array([1.0, -1.0, 0.0, 0.0])[:, None] * signs + np.array([0.0, 0.0, 1.0, 0.0])[:, None] * junctions
+    )
+    if kind == "gru":
+        kernel, gates = [-replaced[0], 0.0 * shown, shown], 3
+        bias = np.stack([np.concatenate([-replaced[1], np.zeros(64)]), np.zeros(96)])
+    else:
+        kernel, gates = [replaced[0], -replaced[0], shown, 0.0 * shown], 4
+        bias = np.concatenate([replaced[1], -replaced[1], np.zeros(32), np.full(32, 6.0)])
+    shares = np.concatenate([rng.dirichlet(np.full(16, 5.0)), rng.dirichlet(np.full(16, 5.0))])
+    one = 1.0 if kind == "gru" else np.tanh(1.0)  # What a unit shows when it is full.
+    right = shares * (signs + junctions) / one
+    left = shares * (junctions - signs) / one
+    says = np.tile([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], (4, 1)) / 4.0
+    weights = [
+        np.zeros(2),
+        np.ones(2),
+        torso,
+        np.zeros(4),
+        np.concatenate(kernel, axis=1),
+        np.zeros((32, 32 * gates)),
+        bias,
+        np.tile(np.stack([right, left], axis=1), 4),
+        np.full(8, -1.0),
+        says,
+        np.array([0.3, 0.0, 0.0]),
+    ]
+    network = networks.build(config, run.observation_shape, "float32", 3)
+    assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
+    observations = rng.integers(-1, 2, (50, 2)).astype(np.float32)
+    run.save_best(Best(1, 1.0, [weight.astype(np.float32) for weight in weights]), observations)
+    return run

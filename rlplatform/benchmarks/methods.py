@@ -261,7 +261,7 @@ def _measured(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What each of the wanted files of a bundle is, and how it plays; and what the bundle says of its compression."""
     from rlplatform import training
-    from rlplatform.compression.verification import act_of
+    from rlplatform.compression.playing import act_of
     from rlplatform.runtime import Policy
 
     with tempfile.TemporaryDirectory() as place:

@@ -85,7 +85,7 @@ def measure(
     planned = runs.plan(env_ids, [preset], steps, overrides)
     for row in planned:
         if row.config.is_recurrent:
-            raise UserError(f"{preset} has a recurrent network, which cannot be compressed; choose another preset")
+            raise UserError(f"{preset} has a recurrent network, of which no students are made; choose another preset")
     folder = out.with_name(f"{out.stem}.runs")
     settings = {"target": target, "episodes": episodes, "compress_episodes": compress_episodes}
     with exclusive(folder):

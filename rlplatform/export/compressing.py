@@ -26,8 +26,8 @@ from rlplatform.export.exporting import (
     Which,
     check_formats,
     export,
-    refuse_recurrent,
 )
+from rlplatform.export.recurrent import refuse_students
 from rlplatform.training import Run
 
 # Of a file without weights, of each layer beside its weights, and of floats in and out around int8; measured on small
@@ -104,7 +104,7 @@ def compress(
         raise UserError(f"clustering needs at least 2 values for a kernel; got {clusters}")
     run = run if isinstance(run, Run) else Run.open(run)
     out = pathlib.Path(out)
-    refuse_recurrent(run)
+    refuse_students(run)
     bundle.check(out, overwrite)
     folded = compression.canonical(run.network(which)).model
     ladder = [] if budget is None else _ladder(run, folded, target, limit)

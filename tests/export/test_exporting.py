@@ -269,13 +269,6 @@ def test_onnx_without_its_extra_is_refused_with_what_to_install(exported, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recurrent_network_is_refused_before_anything_is_done(exported, tmp_path):
-    config = exported[0].config.replace(network={"recurrent": "gru"})
-    with pytest.raises(UserError, match=r"has a recurrent network \(gru\), which cannot be exported; train with"):
-        export(dataclasses.replace(exported[0], config=config), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_export_does_not_replace_a_bundle_unasked(exported):
     with pytest.raises(UserError, match="holds a bundle already"):
         export(exported[0], exported[1])
