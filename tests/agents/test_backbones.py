@@ -100,6 +100,7 @@ def test_published_weights_play_as_they_were_trained_without_normalisation(tiny,
     assert_array_equal(loaded(image, training=True), loaded(image))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "count"), [(NetworkConfig(torso="vgg16"), 13), (SMALL, 52)], ids=["vgg16", "mobilenet_v2"]

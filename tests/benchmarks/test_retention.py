@@ -280,6 +280,7 @@ def test_a_file_is_measured_on_its_teachers_episodes_and_a_refused_one_is_marked
     assert max(cell["returns"]) < 50.0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_teacher_is_trained_once_and_its_rival_as_it_was(here, tmp_path):
     overrides = (*QUICK, "network.dueling=true")

@@ -154,6 +154,7 @@ def test_the_command_shows_the_table_of_a_file_and_ends_with_1_where_a_run_has_f
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_each_seed_is_trained_twice_and_with_transfer_it_begins_with_what_its_source_has_learned(here, tmp_path):
     out = tmp_path / "transfer.json"

@@ -56,6 +56,7 @@ def assert_learned(run, source, moved):
     assert all(not np.array_equal(first[name][0], after[name][0]) for name in head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fine_tuned", "moved"), [(0, set()), (2, {"depthwise", "project"})])
 def test_a_backbone_is_frozen_first_and_its_last_layers_are_fine_tuned(tiny, tmp_path, fine_tuned, moved):
     source = save_weights(tiny_backbone((32, 32, 3), 1.0), tmp_path / "own.h5")
@@ -80,6 +81,7 @@ def test_without_its_file_a_backbone_is_refused_and_nothing_is_written(tiny, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_random_weights_are_taken_where_that_is_said(tiny, tmp_path):
     run = train("none", tmp_path / "run", tiny, frozen_layers=1)
     first, after = layers(run.fresh_network()), layers(run.network("last"))
@@ -87,6 +89,7 @@ def test_random_weights_are_taken_where_that_is_said(tiny, tmp_path):
     assert run.config.transfer.source == "none"
 
 
+@pytest.mark.slow
 def test_a_backbone_that_learns_is_pruned(tiny, tmp_path):
     source = save_weights(tiny_backbone((32, 32, 3), 1.0), tmp_path / "own.h5")
     run = train(source, tmp_path / "run", [*tiny, "prune.final_sparsity=0.7"], frozen_layers=0)
@@ -96,6 +99,7 @@ def test_a_backbone_that_learns_is_pruned(tiny, tmp_path):
     assert all(np.all(weight != 0.0) for weight in pruned.get_layer("depthwise").get_weights())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_mobilenet_learns_frozen_and_fine_tuned_and_is_exported_in_float_and_int8(tmp_path):
     torso = ["network.torso=mobilenet_v2", "network.backbone_alpha=0.35"]

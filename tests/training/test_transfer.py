@@ -145,6 +145,7 @@ def test_frozen_layers_stay_and_fine_tuned_ones_move_later(source, tmp_path, fin
     assert moved == moves
 
 
+@pytest.mark.slow
 def test_a_transferred_run_goes_on_without_its_source(source, tmp_path):
     settings = [setting for setting in DEEP if not setting.startswith("network.")]
     copy = tmp_path / "copy"
