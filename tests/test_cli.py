@@ -350,6 +350,7 @@ def test_sigterm_saves_and_leaves_with_128_and_the_signal_and_the_run_goes_on(tm
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == int(np.ceil((steps + 64) / 16)) * 16
 
 
+@pytest.mark.slow
 def test_a_run_is_transferred_and_its_layers_are_named(shop, tmp_path, typed):
     walk = write_env(tmp_path / "walk.py")
     code, out, err = typed(

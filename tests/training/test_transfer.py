@@ -115,6 +115,7 @@ def weights(run):
     return {layer.name: layer.get_weights() for layer in run.network("last").layers if layer.weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fine_tune", "learning_starts", "moves"),
     [(0, 32, [False, False, True]), (1, 32, [False, True, True]), (1, 96, [False, True, True])],
