@@ -272,9 +272,9 @@ def test_a_file_is_measured_on_its_teachers_episodes_and_a_refused_one_is_marked
     monkeypatch.setattr(
         search, "distil", lambda model, *_, **__: model.layers[-1].set_weights([against, np.zeros(2, np.float32)])
     )
-    (cell,) = methods.shrink(run.path, ["1.5kB"], teacher, "64-64", said.append)
+    (cell,) = methods.shrink(run.path, ["0.9kB"], teacher, "64-64", said.append)
     assert cell["distilled"]
-    assert cell["bytes"] <= 1_500
+    assert cell["bytes"] <= 900
     assert not cell["passed"]
     assert any(sentence.startswith("gate 'return' failed for") for sentence in cell["failures"])
     assert max(cell["returns"]) < 50.0
