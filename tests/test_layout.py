@@ -158,7 +158,7 @@ def test_every_command_in_the_pages_exists():
 def installed(tmp_path_factory):
     """A folder into which the wheel alone was installed, built from a copy of the tree, and no other folder."""
     work = tmp_path_factory.mktemp("wheel")
-    ignore = shutil.ignore_patterns(*SKIPPED, "*.egg-info", "__pycache__", ".*_cache", "tests", "benchmarks")
+    ignore = shutil.ignore_patterns(*SKIPPED, "*.egg-info", "__pycache__", ".*_cache", "tests")
     shutil.copytree(ROOT, work / "source", symlinks=True, ignore=ignore)
     for command in (
         "build --wheel --no-isolation --outdir dist source",
