@@ -84,6 +84,7 @@ def test_a_budget_that_is_none_is_refused_before_anything_is_done(tmp_path):
         compress(run, tmp_path / "small", "tiny")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_network_is_pruned_and_clustered_as_asked_for(tmp_path, fewer_states):
     run = cartpole_run(tmp_path / "run")

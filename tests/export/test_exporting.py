@@ -416,6 +416,7 @@ def test_where_layer_norm_fails_in_int8_a_smaller_network_is_recommended(layer, 
     assert ("--budget" in exporting._advice(subject, verification)) == advises
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_training_for_int8_can_be_asked_for_and_is_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "AWARE_STATES", 2_000)
@@ -430,6 +431,7 @@ def test_training_for_int8_can_be_asked_for_and_is_told_of(tmp_path, monkeypatch
         export(run, tmp_path / "other", "mcu", quantisation="int16x8", qat=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_policy_with_int16_activations_passes_its_gates_and_plays(tmp_path):
     run = cartpole_run(tmp_path / "run")

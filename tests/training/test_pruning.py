@@ -246,6 +246,7 @@ def test_units_that_pruning_has_emptied_are_removed(whole):
     assert_allclose(folded - folded.mean(axis=1, keepdims=True), values - values.mean(axis=1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_bundle_of_a_pruned_run_is_smaller_than_that_of_its_network_before(tmp_path, whole):
     observations = whole.observations(64)
