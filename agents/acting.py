@@ -57,6 +57,16 @@ def masked(q: Array, action_mask: Array | None) -> Array:
     return q if action_mask is None else np.where(action_mask, q, -np.inf)
 
 
+def forget(state: Array, first: Array) -> Array:
+    """[N, H]: `state` without what was before in those environments whose episode begins, `first` [N] bool.
+
+    All zeros where `state` is of another number of environments.
+    """
+    if len(state) != len(first):
+        return np.zeros((len(first), state.shape[1]), np.float32)
+    return np.where(first[:, None], np.float32(0.0), state)
+
+
 def flat_weights(network: Any) -> tf.Tensor:
     """Traced: [P] float32, what `Actor.load` takes."""
     return tf.concat([tf.reshape(weight, [-1]) for weight in network.weights], axis=0)
@@ -96,7 +106,7 @@ class RecurrentActor:
     """
 
     def __init__(self, actor: "NumpyActor | CompiledActor", state_size: int) -> None:
-        self._actor, self._size = actor, state_size
+        self._actor = actor
         self.state: Array = np.zeros((0, state_size), np.float32)
 
     def load(self, weights: Array, draw: int | None = None) -> None:
@@ -105,9 +115,7 @@ class RecurrentActor:
 
     def begin(self, first: Array) -> None:
         """Forgets what was before in those of the N environments whose episode begins now, `first` `[N]` bool."""
-        if len(self.state) != len(first):
-            self.state = np.zeros((len(first), self._size), np.float32)
-        self.state = np.where(first[:, None], np.float32(0.0), self.state)
+        self.state = forget(self.state, first)
 
     def q_values(self, observation: Array) -> Array:
         """See `Actor`; takes one step of every environment."""

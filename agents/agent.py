@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from rlplatform.agents import networks
-from rlplatform.agents.freezing import shares
+from rlplatform.agents.freezing import freeze
 from rlplatform.agents.normalization import Normalization
 from rlplatform.agents.optimizer import Adam
 from rlplatform.agents.pruning import Pruning
@@ -39,12 +39,13 @@ class Agent(tf.Module):
         self._config, self._seed = config, config.seed
         self._build = (config, observation_shape, observation_dtype, num_actions)
         self.online = networks.build(*self._build, training=True)
+        shares = freeze(self.online, config)
         self.pruning = Pruning(self.online, config.prune) if config.prune.final_sparsity else None
         self.optimizer = Adam(
             self.online.trainable_variables,
             config.optimizer.epsilon,
             config.optimizer.max_gradient_norm,
-            shares(self.online, config),
+            shares,
             None if self.pruning is None else self.pruning.mask,
         )
         self.normalization = Normalization(config, self.online)

@@ -6,6 +6,7 @@ from typing import Any
 
 import tf_keras as keras
 
+from rlplatform.agents.backbones import BACKBONES, feature_maps
 from rlplatform.agents.layers import hidden, hidden_stream
 from rlplatform.config import NetworkConfig
 from rlplatform.errors import UserError, nearest
@@ -105,6 +106,12 @@ def _impala(name: str, observation: Any, config: NetworkConfig, width: int) -> t
     return keras.layers.Flatten(name="flatten")(features), hidden_stream(256, "dense_0", config)
 
 
+def pretrained(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
+    """`mlp` on the last feature maps of the backbone that `config.torso` names, for images of any size and channels."""
+    _check(config.torso, observation, smallest=1)
+    return mlp(feature_maps(observation, config), config)
+
+
 def _flat(observation: Any) -> Any:
     return keras.layers.Flatten(name="flatten")(observation) if len(observation.shape) > 2 else observation
 
@@ -129,4 +136,5 @@ TORSOS: dict[str, Torso] = {
     "minatar": minatar,
     "impala": impala,
     "impala_x2": impala_x2,
+    **dict.fromkeys(BACKBONES, pretrained),
 }

@@ -28,3 +28,25 @@ class HeavyCartPole(gym.Wrapper[Observation, np.int64, Observation, np.int64]):
         pole.length, pole.masscart = pole_length, cart_mass
         pole.total_mass = pole.masspole + pole.masscart
         pole.polemass_length = pole.masspole * pole.length
+
+
+class WindyLunarLander(gym.Wrapper[Observation, np.int64, Observation, np.int64]):
+    """LunarLander-v3 in wind (extra `box2d`).
+
+    Args:
+        wind_power: the greatest force to the side; Gymnasium recommends 0 to 20.
+        turbulence_power: the greatest torque; Gymnasium recommends 0 to 2.
+        render_mode: as LunarLander's.
+    """
+
+    def __init__(self, wind_power: float = 15.0, turbulence_power: float = 1.5, render_mode: str | None = None) -> None:
+        super().__init__(
+            gym.make(
+                "LunarLander-v3",
+                enable_wind=True,
+                wind_power=wind_power,
+                turbulence_power=turbulence_power,
+                render_mode=render_mode,
+                disable_env_checker=True,
+            )
+        )

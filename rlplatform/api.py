@@ -1,7 +1,6 @@
 """What the platform does, as functions: the command line and Python programs are two doors to them."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +13,8 @@ from rlplatform import compression, devices, envs, training
 from rlplatform import config as configuration
 from rlplatform.agents import torsos
 from rlplatform.analysis.statistics import Interval, bootstrap, mean
+from rlplatform.compression.playing import act_of
 from rlplatform.compression.reference import environment_of
-from rlplatform.compression.verification import act_of
 from rlplatform.config import Config, Device, EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import UserError
@@ -24,7 +23,7 @@ from rlplatform.files import exclusive
 from rlplatform.presets import resolve
 from rlplatform.runtime import MANIFEST, Policy, read_manifest
 from rlplatform.training import Act, Callback, Evaluation, Loop, Outcome, Run
-from rlplatform.training.transfer import resolved
+from rlplatform.training.transfer import prepared
 
 __all__ = ["Evaluated", "compress", "evaluate", "export", "load", "session", "train", "transfer", "verify"]
 
@@ -131,8 +130,8 @@ def session(
         devices.limit_threads(config.threads or (1 if dense else 0))
         strategy = devices.strategy(config.device, config.replicas)  # before TensorFlow is used: workers join then
         config.divided(strategy.num_replicas_in_sync)  # or is refused before anything is written
-        if config.transfer.source and config.transfer.frozen_layers < 0:
-            run = dataclasses.replace(run, config=resolved(config, run.fresh_network()))
+        if not started:
+            run = prepared(run)
         with contextlib.ExitStack() as held:
             if place.worker == 0:
                 held.enter_context(exclusive(run.path))
@@ -172,8 +171,9 @@ def transfer(
     """Trains on another environment, with the layers of a network that has learned already.
 
     Args:
-        source: a run, its folder, or a tf_keras model as a `.keras` file. A run also gives the shape of the network and
-            its value head, where no preset is asked for.
+        source: a run, its folder, a tf_keras model as a `.keras` file, or the `.h5` file of the weights of the backbone
+            that `network.torso` names. A run also gives the shape of the network and its value head, where no preset is
+            asked for.
         env: as for `train`.
         freeze: how many layers with weights, from the observation on, do not learn; None for all that are taken over,
             but for the last one; 0 lets all of them learn from the start.

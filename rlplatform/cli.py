@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rlplatform
-from rlplatform import benchmark
+from rlplatform import benchmarks
 from rlplatform.arguments import Parser, Result, add_command, load_api, names, number, positive, share
 from rlplatform.config import DEVICES
 from rlplatform.errors import RunError, UserError
@@ -104,7 +104,9 @@ def _parser() -> Parser:
         "train with the layers of a network that has learned already",
         "rlplatform transfer runs/pole --to rlplatform.envs.variants:HeavyCartPole --out runs/heavy",
     )
-    transfer.add_argument("source", metavar="RUN", help="a run's folder, or a tf_keras model as a .keras file")
+    transfer.add_argument(
+        "source", metavar="RUN", help="a run's folder, a .keras file, or a backbone's .h5 file of weights"
+    )
     transfer.add_argument("--to", required=True, dest="env", metavar="ENV_ID", help="where to train, as for `train`")
     transfer.add_argument(
         "--freeze", type=number, metavar="N", help="first layers that do not learn (default: all reused but the last)"
@@ -186,7 +188,7 @@ def _parser() -> Parser:
     verify.add_argument("--episodes", type=positive, default=100, metavar="N", help="paired episodes (default 100)")
     verify.add_argument("--seed", type=number, default=0, metavar="S", help="what the episodes' seeds follow from")
 
-    benchmark.add(commands)
+    benchmarks.add(commands)
 
     sweep = add_command(
         commands,
@@ -240,10 +242,6 @@ def _train(args: Any) -> Result:
         devices.join(args.workers, args.task_index)
         args.device = "multiworker"
 
-    def started(run: Any) -> None:
-        where = devices.describe(run.config.device, run.config.replicas)
-        print(f"training in {run.path} on {where}; watch it: tensorboard --logdir {run.path}", file=sys.stderr)
-
     run, outcome = api.session(
         args.env,
         steps=args.steps,
@@ -254,9 +252,17 @@ def _train(args: Any) -> Result:
         out=args.out,
         resume=args.resume,
         overrides=args.set,
-        on_start=started,
+        on_start=_announce,
     )
     return _trained(run, outcome, f"train {args.env}")
+
+
+def _announce(run: Any) -> None:
+    """Where a run trains, and how to watch it."""
+    from rlplatform import devices
+
+    where = devices.describe(run.config.device, run.config.replicas)
+    print(f"training in {run.path} on {where}; watch it: tensorboard --logdir {run.path}", file=sys.stderr)
 
 
 def _trained(run: Any, outcome: Any, command: str) -> Result:
@@ -283,15 +289,17 @@ def _transfer(args: Any) -> Result:
     layers: list[dict[str, str | None]] = []
 
     def started(run: Any) -> None:
-        from rlplatform.training.transfer import load_source, match
+        from rlplatform.training.transfer import begin
 
-        found = match(run.fresh_network(), load_source(run.config.transfer.source))
+        if args.resume:  # what was taken over is long in the run; its source need not be there any more
+            return _announce(run)
+        found = begin(run.fresh_network(), run.config)
         frozen = run.config.transfer.frozen_layers
         for index, layer in enumerate(found):
             origin = "fresh" if layer.source is None else f"from {layer.source}"
             print(f"{layer.name}: {origin}{', frozen' if index < frozen else ''}", file=sys.stderr)
         layers.extend(layer._asdict() for layer in found)
-        print(f"training in {run.path}; watch it: tensorboard --logdir {run.path}", file=sys.stderr)
+        _announce(run)
 
     run, outcome = api.transfer(
         args.source,

@@ -109,9 +109,16 @@ class NetworkConfig:
     """The Q-network: a torso and, on top of it, one or two streams of values."""
 
     torso: str = _field(
-        "auto", "auto, linear, mlp, nature, minatar, impala, impala_x2, or `module:function` of your own"
+        "auto",
+        "auto, linear, mlp, nature, minatar, impala, impala_x2, vgg16, mobilenet_v2, or `module:function` of your own",
     )
-    hidden_units: tuple[int, ...] = _field((256, 256), "mlp: width of each hidden layer", 1, 65536)
+    hidden_units: tuple[int, ...] = _field((256, 256), "mlp, vgg16, mobilenet_v2: width of each hidden layer", 1, 65536)
+    backbone_size: int = _field(
+        0, "vgg16, mobilenet_v2: side of the images that they see, from 32 on; 0: the frames' own size", 0, 1024
+    )
+    backbone_alpha: float = _field(
+        1.0, "mobilenet_v2: its width (Sandler et al. 2018), published at 0.35, 0.5, 0.75, 1, 1.3 and 1.4", 0.1, 4.0
+    )
     dueling: bool = _field(False, "separate value and advantage streams (Wang et al. 2016)")
     noisy: bool = _field(False, "noise in the last hidden and the output layers explores (Fortunato et al. 2018)")
     noisy_sigma: float = _field(0.5, "the noise at first, over the root of a layer's inputs", 0.0, 10.0)
@@ -260,7 +267,9 @@ class CallbacksConfig:
 class TransferConfig:
     """Another network whose layers a run begins with; those with weights are counted from the observation on."""
 
-    source: str = _field("", "a run's folder, or a .keras file; empty: all weights are fresh")
+    source: str = _field(
+        "", "a run's folder, a .keras file, or a backbone's .h5 file of weights; empty or none: all weights are fresh"
+    )
     frozen_layers: int = _field(0, "first layers that do not learn; -1: all taken over, but for the last", -1, 1_000)
     fine_tuned_layers: int = _field(0, "the last of those, which learn after all, later and less", 0, 1_000)
     fine_tune_from: float = _field(0.5, "share of the updates after which they do", 0.0, 1.0)
@@ -409,6 +418,18 @@ class Config:
     def block_steps(self) -> int:
         """T, the env steps that each environment lives through in one block."""
         return self.training.train_interval // self.environment.num_envs
+
+    @property
+    def stored_blocks(self) -> int:
+        """Blocks that are only stored: until `training.learning_starts`, and until a transition can be drawn."""
+        first = -(-self.training.learning_starts // self.training.train_interval)
+        return max(first, -(-self.rows_before_sampling // self.block_steps)) - 1
+
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates of the whole run."""
+        blocks = -(-self.training.total_steps // self.training.train_interval)
+        return max(0, blocks - self.stored_blocks) * self.training.gradient_steps
 
     @property
     def is_recurrent(self) -> bool:

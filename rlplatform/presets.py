@@ -67,6 +67,13 @@ def resolve(
     return changed(tree, overrides, sections)
 
 
+def as_preset(config: Config, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A whole configuration as a preset: without the environment's id and the seed, which `train` is given."""
+    tree = to_dict(config)
+    del tree["seed"], tree["environment"]["id"]
+    return ({"preset": dict(about)} if about else {}) | tree
+
+
 def _layers(preset: Mapping[str, Any], known: Mapping[str, Any], env_id: str) -> list[dict[str, Any]]:
     """The partial trees that a preset is made of for one environment, the lowest first."""
     general: list[dict[str, Any]] = []

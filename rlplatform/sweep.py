@@ -18,7 +18,7 @@ from rlplatform import envs, search_space, workers
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.files import exclusive, write_atomically
-from rlplatform.presets import resolve
+from rlplatform.presets import as_preset, resolve
 from rlplatform.search_space import UPDATES_PER_STEP, Entry, Range, Space, applied, is_whole, to_plain
 from rlplatform.workers import Ask, Done, Job, bar, say
 
@@ -276,7 +276,7 @@ def run_trial(
     config = applied(configuration.from_dict(tomllib.loads(base)), params)
     preset = folder / "trial.toml"
     folder.mkdir(parents=True, exist_ok=True)
-    preset.write_text(tomli_w.dumps(_preset_tree(config)), encoding="utf-8")
+    preset.write_text(tomli_w.dumps(as_preset(config)), encoding="utf-8")
     interval = config.evaluation.interval or config.training.total_steps
     a_seed = -(-config.training.total_steps // interval) + 1
     returns: list[float] = []
@@ -321,13 +321,6 @@ def run_trial(
         "returns": returns,
         "seconds": round(time.perf_counter() - begin, 1),
     }
-
-
-def _preset_tree(config: Config, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The whole configuration as a preset: without the environment's id and the seed, which `train` is given."""
-    tree = configuration.to_dict(config)
-    del tree["seed"], tree["environment"]["id"]
-    return ({"preset": dict(about)} if about else {}) | tree
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -380,7 +373,7 @@ def _write_results(optuna: Any, study: Any, out: pathlib.Path, base: Config) -> 
     about = {
         "description": f"found by a sweep of {base.environment.id}: trial {best.number}, mean return {best.value:.6g}"
     }
-    write_atomically(out / BEST, tomli_w.dumps(_preset_tree(applied(base, _params(best)), about)))
+    write_atomically(out / BEST, tomli_w.dumps(as_preset(applied(base, _params(best)), about)))
 
 
 def _row(optuna: Any, trial: Any) -> dict[str, Any]:

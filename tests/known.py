@@ -1,11 +1,13 @@
-"""Policies that are known by heart, as runs."""
+"""Policies that are known by heart, as runs; and a backbone so small that it trains in a moment."""
 
 import gymnasium as gym
 import numpy as np
+import tf_keras as keras
 
 from rlplatform import envs
 from rlplatform.agents import networks
 from rlplatform.config import Config
+from rlplatform.envs.memory import TMaze
 from rlplatform.training import Best, Run
 
 RULE = np.array([1.0, 3.0, 9.0, 7.0])  # Push to where RULE @ observation points: 500.0 on every CartPole episode.
@@ -84,4 +86,76 @@ def signs_run(path):
     assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
     replayed = mean + np.random.default_rng(1).uniform(-0.5, 0.5, (300, 4)) * spread
     run.save_best(Best(1, Signs.STEPS, [weight.astype(np.float32) for weight in weights]), replayed.astype(np.float32))
+    return run
+
+
+def tiny_backbone(shape, alpha):
+    """A model with each kind of layer that a backbone may have: normalised convolutions, a residual sum."""
+    image = keras.Input(shape)
+    features = keras.layers.Conv2D(4, 3, 8, padding="same", use_bias=False, name="first")(image)
+    features = skip = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(features))
+    features = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(features)
+    features = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(features))
+    features = keras.layers.Conv2D(4, 1, name="project")(features)
+    return keras.Model(image, keras.layers.Add()([skip, keras.layers.BatchNormalization()(features)]))
+
+
+def save_weights(template, path, seed=0):
+    """Writes the weights of a backbone as `tf_keras.applications` publishes them, normalised by what images give."""
+    rng = np.random.default_rng(seed)
+    for layer in template.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            scale, offset, mean, variance = layer.get_weights()
+            drawn = [rng.uniform(0.5, 1.5, scale.shape), rng.uniform(-0.5, 0.5, offset.shape)]
+            layer.set_weights([*drawn, mean, variance])
+            layer.momentum = 0.0  # the statistics of the next batch alone
+    template(rng.uniform(-1, 1, (32, *template.input_shape[1:])).astype(np.float32), training=True)
+    template.save_weights(path)
+    return path
+
+
+def maze_run(path, kind="gru", length=3):
+    """A run whose best policy remembers the sign of a TMaze up to the junction: every episode returns 1."""
+    settings = {"recurrent": kind, "recurrent_units": 32, "hidden_units": [4, 8], "normalize_observations": True}
+    environment = {"id": "rlplatform.envs.memory:TMaze", "kwargs": {"length": length}}
+    config = Config().replace(environment=environment, network=settings)
+    run = Run(path, config, envs.spec_of(TMaze(length)))
+    path.mkdir()
+    run.create("0")
+    torso = np.array([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])  # what rises: the sign, against it, the junction
+    rng = np.random.default_rng(0)
+    signs, junctions = np.repeat([[1.0, 0.0], [0.0, 1.0]], 16, axis=1)  # Units that keep the sign, and that see.
+    seen = np.array([1.0, 1.0, 0.0, 0.0])[:, None]
+    replaced = 12.0 * seen * signs, 12.0 * junctions - 6.0  # A sign's unit is replaced when there is a sign to see.
+    shown = 3.0 * (
+        np.array([1.0, -1.0, 0.0, 0.0])[:, None] * signs + np.array([0.0, 0.0, 1.0, 0.0])[:, None] * junctions
+    )
+    if kind == "gru":
+        kernel, gates = [-replaced[0], 0.0 * shown, shown], 3
+        bias = np.stack([np.concatenate([-replaced[1], np.zeros(64)]), np.zeros(96)])
+    else:
+        kernel, gates = [replaced[0], -replaced[0], shown, 0.0 * shown], 4
+        bias = np.concatenate([replaced[1], -replaced[1], np.zeros(32), np.full(32, 6.0)])
+    shares = np.concatenate([rng.dirichlet(np.full(16, 5.0)), rng.dirichlet(np.full(16, 5.0))])
+    one = 1.0 if kind == "gru" else np.tanh(1.0)  # What a unit shows when it is full.
+    right = shares * (signs + junctions) / one
+    left = shares * (junctions - signs) / one
+    says = np.tile([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], (4, 1)) / 4.0
+    weights = [
+        np.zeros(2),
+        np.ones(2),
+        torso,
+        np.zeros(4),
+        np.concatenate(kernel, axis=1),
+        np.zeros((32, 32 * gates)),
+        bias,
+        np.tile(np.stack([right, left], axis=1), 4),
+        np.full(8, -1.0),
+        says,
+        np.array([0.3, 0.0, 0.0]),
+    ]
+    network = networks.build(config, run.observation_shape, "float32", 3)
+    assert [weight.shape for weight in weights] == [weight.shape for weight in network.get_weights()]
+    observations = rng.integers(-1, 2, (50, 2)).astype(np.float32)
+    run.save_best(Best(1, 1.0, [weight.astype(np.float32) for weight in weights]), observations)
     return run

@@ -350,6 +350,7 @@ def test_sigterm_saves_and_leaves_with_128_and_the_signal_and_the_run_goes_on(tm
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == int(np.ceil((steps + 64) / 16)) * 16
 
 
+@pytest.mark.slow
 def test_a_run_is_transferred_and_its_layers_are_named(shop, tmp_path, typed):
     walk = write_env(tmp_path / "walk.py")
     code, out, err = typed(
@@ -361,7 +362,7 @@ def test_a_run_is_transferred_and_its_layers_are_named(shop, tmp_path, typed):
     assert layers[0]["source"] == "dense_0"
     code, _, err = typed("transfer", tmp_path / "nowhere", "--to", walk, "--out", tmp_path / "other")
     assert code == 2
-    assert "transfer.source must be a run's folder or a .keras file" in err[-1]
+    assert "transfer.source must be a run's folder, a .keras file or a .h5 file" in err[-1]
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------

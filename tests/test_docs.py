@@ -128,45 +128,51 @@ def test_the_environment_in_the_readme_can_be_made_and_pays_at_its_right_end(tmp
         env.close()
 
 
-FULL = 10  # seeds of a row that is shown
+SEEDS = {"returns": 10, "foreign": 5, "memory": 5}  # of a row that is shown, by the name of its file
 
 
-def returns_table():
-    """The rows of `benchmarks/returns.json` that are complete, as the README shows them."""
-    tree = json.loads((ROOT / "benchmarks" / "returns.json").read_text(encoding="utf-8"))
+def returns_of(name):
+    """The rows of a file of returns that are complete."""
+    tree = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    return [row for row in scores.rows(tree) if row.seeds >= SEEDS[name]]
+
+
+def returns_table(name):
+    """Those rows as the README shows them: beside the newest policies, or beside random actions."""
+    last = "Newest policy's IQM" if name == "returns" else "Random actions, mean"
     lines = [
-        "| Environment | Preset | Env steps | IQM, 95 % interval | Worst seed | Newest policy's IQM |",
+        f"| Environment | Preset | Env steps | IQM, 95 % interval | Worst seed | {last} |",
         "|---|---|---|---|---|---|",
     ]
-    for row in scores.rows(tree):
-        if row.seeds >= FULL:
-            cells = (row.env, f"`{row.preset}`", f"{row.steps:,}", scores.interval(row.best, row.seeds))
-            cells += (scores.number(row.worst), scores.interval(row.last, row.seeds))
-            lines.append(f"| {' | '.join(cells)} |")
+    for row in returns_of(name):
+        beside = scores.interval(row.last, row.seeds) if name == "returns" else scores.interval(row.random, row.seeds)
+        cells = (row.env, f"`{row.preset}`", f"{row.steps:,}", scores.interval(row.best, row.seeds))
+        lines.append(f"| {' | '.join((*cells, scores.number(row.worst), beside))} |")
     return "\n".join(lines)
 
 
 def with_returns(text):
-    """The README with this table in the place of the one that it has."""
-    start = text.index("| Environment | Preset |")
-    return text[:start] + returns_table() + text[text.index("\n\n", start) :]
+    """The README with these tables in the places of those that it has: each is the first one after its file's link."""
+    for name in SEEDS:
+        start = text.index("| Environment | Preset |", text.index(f"](benchmarks/{name}.json)"))
+        text = text[:start] + returns_table(name) + text[text.index("\n\n", start) :]
+    return text
 
 
-def test_the_returns_in_the_readme_are_those_of_the_file():
+def test_the_returns_in_the_readme_are_those_of_the_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == with_returns(text), "python tests/test_docs.py writes it anew"
+
+
+def test_every_environment_of_others_is_learned_beyond_chance():
+    rows = returns_of("foreign")
+    assert len(rows) >= 5
+    assert [row.env for row in rows if row.best.low <= row.random.high] == []
 
 
 def test_the_results_in_the_readme_are_those_of_the_files():
     """The figures of the table, worked out anew from the raw numbers."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    cartpole = json.loads((ROOT / "benchmarks" / "cartpole.json").read_text(encoding="utf-8"))
-    runs, (low, high) = cartpole["runs"], cartpole["interval"]
-    assert f"IQM {cartpole['interquartile_mean']:.1f}, 95 % interval [{low:.1f}, {high:.1f}]" in text
-    worst = min(sum(run["best_returns"]) / len(run["best_returns"]) for run in runs)
-    assert f"the worst seed {worst:.1f}" in text
-    lasts = [sum(run["last_returns"]) / len(run["last_returns"]) for run in runs]
-    assert f"{sum(last == 500.0 for last in lasts)} of {len(runs)} seeds at 500" in text
     rows = [json.loads(line) for line in (ROOT / "benchmarks" / "speed.jsonl").read_text(encoding="utf-8").splitlines()]
     for task in ("cartpole", "cartpole8", "pong"):
         rates = {}
@@ -178,6 +184,9 @@ def test_the_results_in_the_readme_are_those_of_the_files():
     assert f"{cost['share_of_an_update']:.0%} of what one update".replace("%", " %") in text
     memory = json.loads((ROOT / "benchmarks" / "replay_memory.json").read_text(encoding="utf-8"))
     assert f"{memory['ring_gb']:.1f} GB, stacks of four" in text
+    folds = json.loads((ROOT / "benchmarks" / "lossless_folds.json").read_text(encoding="utf-8"))
+    assert f"{folds['parameters']:,} weights become {folds['folded_parameters']:,}" in text
+    assert f"the same action in {folds['states'] - folds['other_actions']:,} of {folds['states']:,} states" in text
 
 
 # --- docs/transition.md ---------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LINKED = {"rlplatform/envs": "envs", "rlplatform/agents": "agents"}
 SKIPPED = {".git", ".venv", "build", "dist", "runs", "bundles", "videos"}
 DOORS = [
-    *("rlplatform", "rlplatform.agents", "rlplatform.analysis", "rlplatform.compression", "rlplatform.envs"),
-    *("rlplatform.experience", "rlplatform.export", "rlplatform.runtime", "rlplatform.training"),
+    *("rlplatform", "rlplatform.agents", "rlplatform.analysis", "rlplatform.benchmarks", "rlplatform.compression"),
+    *("rlplatform.envs", "rlplatform.experience", "rlplatform.export", "rlplatform.runtime", "rlplatform.training"),
 ]
 
 
@@ -158,7 +158,7 @@ def test_every_command_in_the_pages_exists():
 def installed(tmp_path_factory):
     """A folder into which the wheel alone was installed, built from a copy of the tree, and no other folder."""
     work = tmp_path_factory.mktemp("wheel")
-    ignore = shutil.ignore_patterns(*SKIPPED, "*.egg-info", "__pycache__", ".*_cache", "tests", "benchmarks")
+    ignore = shutil.ignore_patterns(*SKIPPED, "*.egg-info", "__pycache__", ".*_cache", "tests")
     shutil.copytree(ROOT, work / "source", symlinks=True, ignore=ignore)
     for command in (
         "build --wheel --no-isolation --outdir dist source",

@@ -67,9 +67,9 @@ def test_noise_takes_the_place_of_epsilon_and_a_soft_target_that_of_the_interval
 def test_a_trials_values_go_into_the_configuration_and_a_schedule_keeps_its_kind():
     base = resolve("CartPole-v1", "dqn", ["optimizer.learning_rate={kind='linear', start=1e-3, end=0.0}"])
     assert "optimizer.learning_rate.start" in default_space(base)
-    tried = applied(base, {"optimizer.learning_rate.start": 5e-4, "agent.n_step": 3, "network.hidden_units": [8, 4]})
+    tried = applied(base, {"optimizer.learning_rate.start": 5e-4, "agent.n_step": 5, "network.hidden_units": [8, 4]})
     assert tried.optimizer.learning_rate == config.Schedule(kind="linear", start=5e-4, end=0.0)
-    assert (tried.agent.n_step, tried.network.hidden_units) == (3, (8, 4))
+    assert (tried.agent.n_step, tried.network.hidden_units) == (5, (8, 4))
     assert config.differences(base, tried) == ["agent.n_step", "network.hidden_units", "optimizer.learning_rate.start"]
 
 

@@ -95,7 +95,7 @@ def test_a_tiny_sweep_finds_a_preset_that_trains(here, space, tmp_path):
     found = search(out, 3, space=space, seeds=2)
     assert found.trials == {"complete": 3, "pruned": 0, "failed": 0}
     first, *others = trials_of(out)
-    own = {"agent.n_step": 1, "network.hidden_units": [8]}
+    own = {"agent.n_step": 3, "network.hidden_units": [8]}
     assert {key: first["params"][key] for key in own} == own, "the preset itself comes first"
     for row in (first, *others):
         assert row["params"].keys() == search_space.read(space, config.Config()).keys()

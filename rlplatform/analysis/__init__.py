@@ -4,6 +4,7 @@ Numbers and files that runs have written come in; no TensorFlow, no environment 
 """
 
 from rlplatform.analysis.retained import Contest, Retained, contests, retention
+from rlplatform.analysis.savings import Saving, savings, savings_table
 from rlplatform.analysis.scores import Aggregate, Row, aggregates, as_table, rows
 from rlplatform.analysis.statistics import (
     Comparison,
@@ -23,6 +24,7 @@ __all__ = [
     "Interval",
     "Retained",
     "Row",
+    "Saving",
     "aggregates",
     "as_table",
     "bootstrap",
@@ -33,5 +35,7 @@ __all__ = [
     "nested_bootstrap",
     "retention",
     "rows",
+    "savings",
+    "savings_table",
     "stratified_bootstrap",
 ]

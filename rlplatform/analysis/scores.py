@@ -12,7 +12,7 @@ import numpy as np
 
 from rlplatform.analysis.statistics import Interval, bootstrap, mean, stratified_bootstrap
 
-WORDS = ("environment", "preset", "method", "network")  # columns that are no numbers
+WORDS = ("environment", "preset", "method", "network", "from", "to")  # columns that are no numbers
 FEW = 3  # runs below which the bootstrap's interval says nothing
 
 

@@ -16,6 +16,7 @@ from rlplatform.compression.conversion import (
     Scaling,
     Target,
     convert,
+    refuses_memory,
     save,
 )
 from rlplatform.compression.gates import Gate
@@ -34,6 +35,7 @@ from rlplatform.compression.search import (
     parse_budget,
     smallest,
 )
+from rlplatform.compression.sequences import golden_sequences
 from rlplatform.compression.verification import Progress, Row, Verification, machine, verify
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "falls_short",
     "gaps",
     "gather",
+    "golden_sequences",
     "inspection",
     "label",
     "machine",
@@ -77,6 +80,7 @@ __all__ = [
     "open_bundle",
     "parse_budget",
     "prune",
+    "refuses_memory",
     "retrain",
     "save",
     "smallest",

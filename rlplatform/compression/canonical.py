@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlplatform.compression import chain, ending
-from rlplatform.compression.chain import Affine, Kept, Link
+from rlplatform.compression.chain import Affine, Kept, Link, Remembered
 from rlplatform.compression.dead_units import remove_dead_units
 from rlplatform.compression.normalize import is_layer_norm, of_layer_norm
 
@@ -23,8 +23,9 @@ class Canonical(NamedTuple):
 
     Attributes:
         model: `[B, O...]` float32 to `[B, A]` float32; uint8 observations are fed as the same numbers in float32. Made
-            of Dense, Conv2D and Flatten, of a softmax for a categorical head and of `Normalize` for LayerNorm, after
-            whatever layers of a user's torso had to stay as they were.
+            of Dense, Conv2D and Flatten, of a softmax for a categorical head, of `Normalize` for LayerNorm and of
+            `Cell` for what remembers, after whatever layers of a user's torso had to stay as they were. One that
+            remembers takes the state `[B, H]` besides, and gives the one after.
         folds: one sentence for each fold that was made, and for each part that had to stay.
         centred: whether a row's values were shifted so that their mean is zero, which changes no comparison of actions.
     """
@@ -38,7 +39,8 @@ def canonical(model: Any, greedy: bool = True) -> Canonical:
     """The canonical form of a network that `rlplatform.agents.networks.build` made.
 
     Args:
-        model: functional, `[B, O...]` to `[B, A]`, its weights are not touched.
+        model: functional, `[B, O...]` to `[B, A]`, with a state beside both where it remembers; its weights are not
+            touched.
         greedy: keep only what decides between actions: a dueling network loses its value stream, and all values are
             centred, which is what makes them survive int8 (an offset of 100 at gaps of 0.1 leaves nothing of them). If
             false, the values are the network's own. Under a softmax the value stream decides too, and stays; and the
@@ -53,7 +55,10 @@ def canonical(model: Any, greedy: bool = True) -> Canonical:
     end = ending.read(model, producers, greedy, folds)
     if end is None:
         return Canonical(model, ("kept the whole network: its last layers are no value head",), centred=False)
+    observation = model.inputs[0]
     start, links = chain.read(end.features, producers)
+    if len(model.inputs) > 1 and not any(isinstance(link, Remembered) for link in links):
+        return Canonical(model, ("kept the whole network: nothing is known of what follows its memory",), centred=False)
     if any(chain.is_noisy(layer) for layer in model.layers):
         folds.append("took the mean weights of the layers that are noisy in training")
     links += end.links
@@ -62,13 +67,13 @@ def canonical(model: Any, greedy: bool = True) -> Canonical:
     if affine is not None and start is affine.output and _fold_affine(affine, links):
         into = chain.first(links)
         folds.append(f"folded {affine.words} into {into.name!r}" if into is not None else f"folded {affine.words}")
-        start, affine = model.input, None
+        start, affine = observation, None
     elif affine is not None:
         folds.append(f"kept {affine.words}")
-    if start is not model.input and (affine is None or start is not affine.output):
+    if start is not observation and (affine is None or start is not affine.output):
         folds.append(f"kept the layers up to {producers[id(start)].name!r} as they were")
-    whole = start is model.input  # Then the first link sees the observation itself.
-    folds += remove_dead_units(links, inputs_are_positive=whole and model.inputs[0].dtype == "uint8")
+    whole = start is observation  # Then the first link sees the observation itself.
+    folds += remove_dead_units(links, inputs_are_positive=whole and observation.dtype == "uint8")
     return Canonical(chain.build(model, affine, start, links), tuple(folds), end.centred)
 
 

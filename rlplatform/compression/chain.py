@@ -7,6 +7,8 @@ import numpy as np
 import tf_keras as keras
 
 from rlplatform.agents.layers import NoisyDense, Standardize
+from rlplatform.agents.recurrent import Output, Recurrent
+from rlplatform.compression.cell import Cell, of_recurrent
 from rlplatform.compression.normalize import Normalize, is_layer_norm
 
 Array = np.ndarray[Any, Any]
@@ -77,6 +79,19 @@ class Kept(NamedTuple):
         return outputs
 
 
+class Remembered(NamedTuple):
+    """What remembers in a recurrent layer, built; a Link before it gives what the inputs add to its gates."""
+
+    layer: Cell
+
+    def apply(self, features: Any, state: Any) -> Any:
+        """The state after a copy of the cell has met `features`."""
+        copy = Cell.from_config(self.layer.get_config())
+        after = copy([features, state])
+        copy.set_weights(self.layer.get_weights())
+        return after
+
+
 class Affine(NamedTuple):
     """What happens to an observation before anything else: `x * scale + offset`.
 
@@ -93,8 +108,8 @@ class Affine(NamedTuple):
     words: str
 
 
-AnyLink = Link | Flat | Kept
-_KEPT = (keras.layers.ReLU, keras.layers.Reshape, keras.layers.Softmax, Normalize)
+AnyLink = Link | Flat | Kept | Remembered
+_KEPT = (keras.layers.ReLU, keras.layers.Reshape, keras.layers.Softmax, Normalize, Output)
 
 
 def producers(model: Any) -> dict[int, Any]:
@@ -119,6 +134,13 @@ def read(features: Any, producers: dict[int, Any]) -> tuple[Any, list[AnyLink]]:
         layer = producers.get(id(features))
         if layer is None or isinstance(layer, keras.layers.InputLayer):
             break
+        if type(layer) is Recurrent:
+            links[:0] = _parts(layer)
+            features = layer.input[0]
+            continue
+        if type(layer) is Output and layer.units == layer.input.shape[-1]:  # A GRU shows all that it remembers.
+            features = layer.input
+            continue
         link = _link(layer)
         if link is None:
             break
@@ -129,9 +151,9 @@ def read(features: Any, producers: dict[int, Any]) -> tuple[Any, list[AnyLink]]:
 
 def affine_at_start(model: Any, producers: dict[int, Any]) -> Affine | None:
     """What one Rescaling, one Standardize or both make of the observation, which nothing else sees; None without."""
-    shape = model.input_shape[1:]
+    tensor = model.inputs[0]
+    shape = tuple(tensor.shape[1:])
     scale, offset, words = np.ones(shape), np.zeros(shape), []
-    tensor = model.input
     while (layer := _only_reader(tensor, producers)) is not None:
         if type(layer) is keras.layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
             factor, shift = np.full(shape, float(layer.scale)), np.full(shape, float(layer.offset))
@@ -164,7 +186,7 @@ def first(links: list[AnyLink]) -> Link | None:
 
 
 def build(model: Any, affine: Affine | None, start: Any, links: list[AnyLink]) -> Any:
-    """A functional model on float32 observations of the shape that `model` takes.
+    """A functional model on float32 observations of the shape that `model` takes; on the state too, if it remembers.
 
     Args:
         model: where the layers that stay come from.
@@ -172,16 +194,24 @@ def build(model: Any, affine: Affine | None, start: Any, links: list[AnyLink]) -
         start: the tensor in `model` up to which its layers stay.
         links: what comes after `start`.
     """
-    observation = keras.Input(shape=model.input_shape[1:], dtype="float32", name="observation")
-    source, features = model.input, observation
+    observation = keras.Input(shape=tuple(model.inputs[0].shape[1:]), dtype="float32", name="observation")
+    source, features = model.inputs[0], observation
     if affine is not None:
         features = keras.layers.Rescaling(affine.scale.tolist(), affine.offset.tolist(), name="rescale")(features)
         source = affine.output
     if start is not source:
         features = keras.Model(source, start, name="kept")(features)
+    takes, gives = [observation], []
     for link in links:
-        features = link.apply(features)
-    return keras.Model(observation, features, name="canonical")
+        if isinstance(link, Remembered):
+            takes.append(keras.Input(shape=(link.layer.state_size,), name="state"))
+            features = link.apply(features, takes[-1])
+            gives.append(features)
+        else:
+            features = link.apply(features)
+    if not gives:
+        return keras.Model(observation, features, name="canonical")
+    return keras.Model(takes, [features, *gives], name="canonical")
 
 
 def scale_inputs(model: Any, offset: Array, multiplier: Array) -> Any | None:
@@ -215,6 +245,14 @@ def _link(layer: Any) -> AnyLink | None:
     if type(layer) in _KEPT or is_layer_norm(layer):
         return Kept(layer)
     return None
+
+
+def _parts(layer: Any) -> tuple[Link, Remembered]:
+    """A recurrent layer as a Dense, which can take in what comes before, and a cell."""
+    kernel, _, bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
+    own = bias[0] if layer.kind == "gru" else bias
+    into = Link("dense", f"{layer.name}_inputs", kernel, own, keras.activations.linear)
+    return into, Remembered(of_recurrent(layer))
 
 
 def is_plain_dense(layer: Any) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rlplatform.compression import agreement, inspection
+from rlplatform.compression import agreement, gates, inspection
 from rlplatform.runtime import open_graph
 
 Array = np.ndarray[Any, Any]
@@ -12,6 +12,7 @@ Array = np.ndarray[Any, Any]
 WORTHWHILE = 0.9  # A file must be this much smaller than that of dynamic int8 to be taken for it.
 AS_GOOD = 0.005  # And agree with the network almost as often: this much less at most.
 ENOUGH = 0.99  # And always where the network's choice is clear: the gate of the verification.
+STEADY_STATES = 300  # By which runtimes are compared; the reference kernels take their time.
 WORDS = {
     "static": "int8 weights and activations, with ranges from calibration",
     "int16x8": "int8 weights and int16 activations, with ranges from calibration",
@@ -19,7 +20,9 @@ WORDS = {
 }
 
 
-def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array | None = None) -> tuple[str, str]:
+def choose(
+    made: dict[str, bytes], observations: Array, q: Array, masks: Array | None = None, states: Array | None = None
+) -> tuple[str, str]:
     """The name of the file to keep, and a sentence that says why.
 
     Args:
@@ -27,6 +30,7 @@ def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array |
         observations: `[N, O...]` that the files take.
         q: `[N, A]`, the network's values there.
         masks: `[N, A]` bool, the actions that are allowed there; all of them if None.
+        states: `[N, H]`, what a network that remembers had in mind before each of them.
     """
     if "dynamic" not in made:
         ((mode, _),) = made.items()
@@ -41,25 +45,45 @@ def choose(made: dict[str, bytes], observations: Array, q: Array, masks: Array |
     smaller = sorted((len(content), mode) for mode, content in made.items() if len(content) <= limit)
     if not smaller:
         return "dynamic", words
-    safe = fidelity(made["dynamic"], observations, q, masks=masks)
+    safe = fidelity(made["dynamic"], observations, q, masks=masks, states=states)
     for _, mode in smaller:
-        found = fidelity(made[mode], observations, q, masks=masks)
-        if is_enough(found) and (nothing or found.overall >= safe.overall - AS_GOOD):
+        found = fidelity(made[mode], observations, q, masks=masks, states=states)
+        if not is_enough(found) or (not nothing and found.overall < safe.overall - AS_GOOD):
+            words += (
+                f"; {mode} int8 would be smaller, but takes the network's action in only {found.overall:.1%} of "
+                f"{len(observations)} states"
+            )
+        elif mode == "dynamic_all" and not _is_steady(made[mode], observations, q, masks, states):
+            words += f"; {mode} int8 would be smaller, but its values depend on the kernels that compute them"
+        else:
             return mode, f"{WORDS[mode]}: smaller than dynamic int8 here, and faithful"
-        words += (
-            f"; {mode} int8 would be smaller, but takes the network's action in only {found.overall:.1%} of "
-            f"{len(observations)} states"
-        )
     return "dynamic", words
 
 
 def fidelity(
-    content: bytes, observations: Array, q: Array, scaling: Any = None, masks: Array | None = None
+    content: bytes,
+    observations: Array,
+    q: Array,
+    scaling: Any = None,
+    masks: Array | None = None,
+    states: Array | None = None,
 ) -> agreement.Agreement:
     """How often a file acts as the network whose values are given; `scaling` as for `runtime.open_graph`."""
     graph, contents = open_graph(content, "the converted file", scaling=scaling), inspection.read(content)
-    given = np.stack([graph.q_values(observation) for observation in observations])
+    given = graph.q_batch(observations, states)
     return agreement.measure(q, given, agreement.step_of(q, contents.q_step, masks), contents.q_range, masks)
+
+
+def _is_steady(content: bytes, observations: Array, q: Array, masks: Array | None, states: Array | None) -> bool:
+    """Whether other kernels give the same values, within half of what the gate of the verification allows.
+
+    What is quantised anew for every observation, LiteRT's kernels round in different ways; where the features of an
+    observation have very different ranges, that is seen in the values.
+    """
+    graphs = [open_graph(content, "the converted file", reference=reference) for reference in (False, True)]
+    rows, before = observations[:STEADY_STATES], None if states is None else states[:STEADY_STATES]
+    own, other = (graph.q_batch(rows, before) for graph in graphs)
+    return bool(np.abs(own - other).max() <= gates.STEPS / 2 * agreement.step_of(q, 0.0, masks))
 
 
 def is_enough(found: agreement.Agreement) -> bool:

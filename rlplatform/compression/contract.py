@@ -1,7 +1,8 @@
 """What a device does around a file, by what `policy.json` says: whether that fits the environment."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,16 +12,18 @@ from rlplatform.config import EnvironmentConfig
 from rlplatform.envs.naming import Factory
 from rlplatform.runtime import MANIFEST, FrameStack, Policy
 
-STEPS = 500  # in which stacks of frames are compared
+Array = np.ndarray[Any, Any]
+
+STEPS = 500  # in which stacks of frames, and what is remembered, are compared
 
 
 def examine(policy: Policy, environment: EnvironmentConfig, seed: int, factory: Factory | None = None) -> list[Gate]:
-    """The gate `contract`, and `frames` where an observation has more than one.
+    """The gate `contract`, `frames` where an observation has more than one, and `memory` where a policy remembers.
 
     Args:
         policy: of the bundle.
         environment: as the bundle says.
-        seed: of the first episode in which frames are stacked (stream `frames`).
+        seed: of the first episode in which frames are stacked or remembered (stream `frames`).
         factory: as for `verify`.
     """
     env = envs.make_single(environment, factory=factory)
@@ -28,6 +31,8 @@ def examine(policy: Policy, environment: EnvironmentConfig, seed: int, factory: 
         gates = [fits(policy.manifest, envs.spec_of(env))]
         if environment.frame_stack > 1 and gates[0].passed:
             gates.append(frames(policy, env, envs.seeds(seed, 1, "frames")[0]))
+        if policy.remembers and gates[0].passed:
+            gates.append(memory(policy, env, envs.seeds(seed, 1, "frames")[0]))
     finally:
         env.close()
     return gates
@@ -57,6 +62,34 @@ def fits(manifest: dict[str, Any], spec: envs.Spec) -> Gate:
     return Gate("contract", MANIFEST, not other, "; ".join(other) or "observations and actions are the environment's")
 
 
+class _Met(NamedTuple):
+    """What is seen in one step."""
+
+    frame: Array  # [F...]
+    observation: Array  # [O...], joined as training does
+    mask: Array | None  # [A] bool
+    begins: bool  # whether an episode does
+
+
+def _walk(policy: Policy, env: Any, seed: int, step: Callable[[_Met], int]) -> None:
+    """Goes `STEPS` steps through episodes, by the actions that `step` answers, as the environment counts."""
+    spec = envs.spec_of(env)
+    stack = envs.Stack(spec, policy.frame_stack, 1)
+    shown, info = env.reset(seed=seed)
+    begins = np.ones(1, np.bool_)
+    for _ in range(STEPS):
+        frame = np.asarray(shown, spec.observation_dtype)
+        stack.push(frame[None])
+        if begins.any():
+            stack.reset(begins, frame[None])
+        mask = envs.mask_row(info.get("action_mask"), spec.num_actions) if policy.needs_mask else None
+        action = step(_Met(frame, stack.observation[0], mask, bool(begins[0])))
+        shown, _, terminated, truncated, info = env.step(action)
+        begins[:] = terminated or truncated
+        if begins.any():
+            shown, info = env.reset()
+
+
 def frames(policy: Policy, env: Any, seed: int) -> Gate:
     """Whether the runtime's stacks of frames are those that training makes, over some steps.
 
@@ -67,30 +100,60 @@ def frames(policy: Policy, env: Any, seed: int) -> Gate:
         env: from `envs.make_single`.
         seed: of the first episode.
     """
-    spec = envs.spec_of(env)
-    expected = envs.Stack(spec, policy.frame_stack, 1)
     given = FrameStack(tuple(policy.manifest["observation"]["frame_shape"]), policy.frame_stack)
-    shown, info = env.reset(seed=seed)
-    begins, other = np.ones(1, np.bool_), 0
-    for _ in range(STEPS):
-        frame = np.asarray(shown, spec.observation_dtype)
-        expected.push(frame[None])
-        if begins.any():
-            expected.reset(begins, frame[None])
+    state, other = policy.initial_state, 0
+
+    def step(met: _Met) -> int:
+        nonlocal state, other
+        if met.begins:
             given.reset()
             policy.reset()
-        mask = envs.mask_row(info.get("action_mask"), spec.num_actions) if policy.needs_mask else None
-        action = policy.act(expected.observation[0], mask)
-        joined, decided = given.push(frame), policy.step(frame, mask)
-        other += not (np.array_equal(joined, expected.observation[0]) and decided == action)
-        shown, _, terminated, truncated, info = env.step(action)
-        begins[:] = terminated or truncated
-        if begins.any():
-            shown, info = env.reset()
+            state = policy.initial_state
+        if policy.remembers:
+            action, _, state = policy.decide(met.observation, state, met.mask)
+        else:
+            action = policy.act(met.observation, met.mask)
+        joined, decided = given.push(met.frame), policy.step(met.frame, met.mask)
+        other += not (np.array_equal(joined, met.observation) and decided == action)
+        return action
+
+    _walk(policy, env, seed, step)
     return Gate(
         "frames",
         MANIFEST,
         not other,
         f"the runtime joins frames to another observation than training, or decides otherwise, in {other} of {STEPS} "
+        "steps",
+    )
+
+
+def memory(policy: Policy, env: Any, seed: int) -> Gate:
+    """Whether `Policy.step` remembers within an episode and forgets between two, over some steps.
+
+    All other comparisons give the file its states from outside.
+
+    Args:
+        policy: of a bundle that remembers.
+        env: from `envs.make_single`.
+        seed: of the first episode.
+    """
+    state, other = np.zeros_like(policy.initial_state), 0
+
+    def step(met: _Met) -> int:
+        nonlocal state, other
+        if met.begins:
+            policy.reset()
+            state = np.zeros_like(state)
+        expected = policy.decide(met.observation, state, met.mask)
+        decided, state = policy.step(met.frame, met.mask), expected.state
+        other += not (decided == expected.action and np.array_equal(policy.state, state))
+        return expected.action
+
+    _walk(policy, env, seed, step)
+    return Gate(
+        "memory",
+        MANIFEST,
+        not other,
+        f"the runtime remembers something else than what the file said, or decides otherwise, in {other} of {STEPS} "
         "steps",
     )

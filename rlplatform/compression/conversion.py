@@ -41,7 +41,8 @@ class Files(NamedTuple):
 
     Attributes:
         float_file: float32, signature `act`: `observation [1, O...]` to `action [1]` int32 and `q [1, A]` float32.
-            Under masks it also takes `action_mask [1, A]` bool, which `action` heeds and `q` does not.
+            Under masks it also takes `action_mask [1, A]` bool, which `action` heeds and `q` does not. One that
+            remembers takes `state [1, H]` float32, and gives `next_state [1, H]`.
         int8_file: for `cpu` the same signature over int8 weights; for `mcu`, int8 (int16 with int16x8) in and out, no
             `action_mask` and no `action`: the greatest of the values, of those that are allowed, is the action.
         scaling: what is done to an observation before it enters the `mcu` file; None for images and for `cpu`.
@@ -63,6 +64,7 @@ def convert(
     quantisation: Quantisation = "auto",
     masks: Array | None = None,
     *,
+    states: Array | None = None,
     onnx: bool = False,
     trained: Any | None = None,
 ) -> Files:
@@ -72,7 +74,7 @@ def convert(
     clearly smaller and as faithful: static int8, or ai-edge-quantizer's dynamic int8 where it is installed. That
     happens for networks whose layers are too small for the converter's own dynamic quantiser. For `mcu`, `auto` is
     static int8, in and out. Ranges are the true minima and maxima over `calibration`; what is done after that stands
-    in `refinement` and `slimming`.
+    in `refinement` and `slimming`. For a network that remembers, `auto` is dynamic int8.
 
     Args:
         model: `[B, O...]` float32 to `[B, A]`, from `canonical`.
@@ -81,6 +83,7 @@ def convert(
         quantisation: how to make it: `dynamic`, or `dynamic_all` for layers of any size (by ai-edge-quantizer),
             `static`, or `int16x8` (int8 weights, int16 activations).
         masks: `[N, A]` bool, the actions that are allowed in `calibration`, where the environment offers masks.
+        states: `[N, H]` float32, for a network that remembers: what it had in mind before each of `calibration`.
         onnx: whether to make the ONNX file too, which needs the extra `onnx`.
         trained: what the static file is made of in place of `model`, in the form that `static_form` gives: its weights
             were trained for int8 with one scale for each Dense.
@@ -110,18 +113,20 @@ def convert(
         folder = pathlib.Path(name)
         save(model, observation_dtype, folder / "float", mask=masks is not None)
         cpu = target == "cpu"
-        save(trained or form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
+        if any(job["saved_model"] == "static" for job in jobs):
+            save(trained or form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
         np.save(folder / "calibration.npy", _representative(calibration, scaling))
         (folder / "jobs.json").write_text(json.dumps(jobs))
         _run(folder)
         made = {job["mode"]: (folder / job["output"]).read_bytes() for job in jobs}
-    expected = model(tf.cast(calibration, "float32"), training=False).numpy()
+    seen = tf.cast(calibration, "float32")
+    expected = (model(seen, training=False) if states is None else model([seen, states], training=False)[0]).numpy()
     named = None if scaling is None else scaling._asdict()
     files, refinements = {}, {}
     for mode in made.keys() - {"float", "onnx"}:
-        refined, refinements[mode] = refine(made[mode], made["float"], named, calibration, expected, masks)
+        refined, refinements[mode] = refine(made[mode], made["float"], named, calibration, expected, masks, states)
         files[mode] = slim(refined)
-    method, reason = choose(files, calibration, expected, masks)
+    method, reason = choose(files, calibration, expected, masks, states)
     content = files[method]
     contents = inspection.read(content)
     details = {
@@ -166,7 +171,8 @@ def save(
     """Writes a SavedModel with the signature `act`.
 
     Args:
-        model: `[B, O...]` to `[B, A]`.
+        model: `[B, O...]` to `[B, A]`. With a second input and output, `act` takes `state [B, H]` after the observation
+            and gives `next_state [B, H]`.
         observation_dtype: what `act` takes; it is cast to what the network takes.
         path: the folder to write.
         action: whether `act` gives `action [B]` int32 beside `q [B, A]`.
@@ -176,18 +182,26 @@ def save(
     Raises:
         RunError: the folder cannot be written.
     """
-    specifications = [tf.TensorSpec((batch, *model.input_shape[1:]), observation_dtype, name="observation")]
+    specifications = [tf.TensorSpec((batch, *model.inputs[0].shape[1:]), observation_dtype, name="observation")]
+    specifications += [tf.TensorSpec((batch, *state.shape[1:]), tf.float32, name="state") for state in model.inputs[1:]]
     if mask:
-        specifications.append(tf.TensorSpec((batch, model.output_shape[-1]), tf.bool, name="action_mask"))
+        specifications.append(tf.TensorSpec((batch, model.outputs[0].shape[-1]), tf.bool, name="action_mask"))
 
-    def act(observation: Any, action_mask: Any = None) -> dict[str, Any]:
-        q = model(tf.cast(observation, model.inputs[0].dtype), training=False)
+    def answer(q: Any, action_mask: Any) -> dict[str, Any]:
         allowed = tf.where(action_mask, q, q.dtype.min) if mask else q
         return {"action": tf.argmax(allowed, axis=1, output_type=tf.int32), "q": q} if action else {"q": q}
 
+    def act(observation: Any, action_mask: Any = None) -> dict[str, Any]:
+        return answer(model(tf.cast(observation, model.inputs[0].dtype), training=False), action_mask)
+
+    def act_remembering(observation: Any, state: Any, action_mask: Any = None) -> dict[str, Any]:
+        q, next_state = model([tf.cast(observation, model.inputs[0].dtype), state], training=False)
+        return answer(q, action_mask) | {"next_state": next_state}
+
     module = tf.Module()
     module.network = model  # Its variables are saved with it.
-    module.act = tf.function(act, input_signature=specifications, autograph=False)
+    function = act_remembering if len(model.inputs) > 1 else act
+    module.act = tf.function(function, input_signature=specifications, autograph=False)
     try:
         tf.saved_model.save(module, str(path), signatures={"act": module.act})
     except tf.errors.OpError as error:
@@ -204,6 +218,10 @@ def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> li
         raise UserError(
             "dynamic int8 does not run on microcontrollers; for the target mcu, quantisation is static or int16x8"
         )
+    if len(model.inputs) > 1:
+        if refusal := refuses_memory(target, quantisation):
+            raise UserError(refusal)
+        quantisation = "dynamic" if quantisation == "auto" else quantisation
     installed = _has_edge_quantizer()
     if quantisation == "dynamic_all" and not installed:
         raise UserError("dynamic_all needs ai-edge-quantizer: pip install 'rlplatform[quantize]'")
@@ -215,6 +233,20 @@ def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> li
         return ["static"]
     every = installed and model.count_params() < SMALL  # What it adds is layers of less than 1,024 weights.
     return ["dynamic", "static", *(["dynamic_all"] if every else [])]
+
+
+def refuses_memory(target: str, quantisation: str) -> str | None:
+    """Why a network that remembers is not converted so, and how it is; None where it is."""
+    if target != "cpu":
+        return (
+            f"the target {target} is for networks without a memory; one that remembers is exported for the target cpu"
+        )
+    if quantisation in ("static", "int16x8"):
+        return (
+            f"quantisation {quantisation} is for networks without a memory; for one that remembers it is auto, dynamic "
+            "or dynamic_all"
+        )
+    return None
 
 
 def _has_edge_quantizer() -> bool:

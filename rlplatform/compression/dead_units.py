@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from rlplatform.compression.chain import AnyLink, Flat, Link, is_rectifier
+from rlplatform.compression.chain import AnyLink, Flat, Kept, Link, is_rectifier
 
 Array = np.ndarray[Any, Any]
 
@@ -40,7 +40,7 @@ def _runs(links: list[AnyLink], inputs_are_positive: bool) -> list[tuple[list[Li
         if isinstance(link, Link):
             runs[-1][0].append(link)
         elif not isinstance(link, Flat):
-            runs.append(([], is_rectifier(link.layer)))
+            runs.append(([], isinstance(link, Kept) and is_rectifier(link.layer)))
     return runs
 
 

@@ -45,9 +45,10 @@ def read(model: Any, producers: dict[int, Any], greedy: bool, folds: list[str]) 
         greedy: whether values may be shifted, by what all actions share.
         folds: gets a sentence for each fold.
     """
-    last: Any = producers.get(id(model.output))
+    values = model.outputs[0]
+    last: Any = producers.get(id(values))
     reduction = last if isinstance(last, MeanQuantile | Expectation) else None
-    output = model.output if reduction is None else last.input
+    output = values if reduction is None else last.input
     mean = isinstance(reduction, MeanQuantile)
     streams = _streams(output, producers, mean, folds)
     if streams is None:

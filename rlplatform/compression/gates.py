@@ -27,8 +27,9 @@ class Gate(NamedTuple):
     """One gate for one file.
 
     Attributes:
-        name: what is examined: hashes, algebra, contract, frames, converter, operators, agreement, saturation, scale,
-            return, mean return, or that a runtime (`reference`, `C`, `ONNX`, `tflite-micro`) gives the same values.
+        name: what is examined: hashes, algebra, contract, frames, memory, state, converter, operators, agreement,
+            saturation, scale, return, mean return, or that a runtime (`reference`, `C`, `ONNX`, `tflite-micro`) gives
+            the same values, and the same `state`.
         file: the file, or `network`.
         passed: whether it holds.
         sentence: what was found.
@@ -92,6 +93,48 @@ def converter(
         error <= CONVERTER and not other,
         f"the file's values differ from the canonical network's by {error:.1e} of their size (at most "
         f"{CONVERTER:.0e}), and its actions in {other} of {int(clear.sum())} states",
+    )
+
+
+def state(file: str, expected: Array, given: Array, limit: float) -> Gate:
+    """Whether a network or a file that remembers has the same in mind after each golden step.
+
+    Since each of those steps goes on from the one before, it then remembers whole sequences alike.
+
+    Args:
+        file: its name, or `network`.
+        expected: `[N, H]`.
+        given: `[N, H]`.
+        limit: how far they may be apart, relative to the largest number.
+    """
+    error = float(np.abs(expected.astype(np.float64) - given).max()) / _scale(expected, given)
+    return Gate(
+        "state",
+        file,
+        error <= limit,
+        f"what is remembered after each golden step differs by {error:.1e} of its size (at most {limit:.0e})",
+    )
+
+
+def runtime_state(file: str, runtime: str, given: Array, other: Array, is_int8: bool) -> Gate:
+    """Whether another runtime has the same in mind after each golden step.
+
+    Args:
+        file: its name.
+        runtime: what the other one is called.
+        given: `[N, H]`, by the runtime that plays.
+        other: `[N, H]`, by the other one.
+        is_int8: whether the file has int8 weights: an int8 step is then 1/255 of what is remembered.
+    """
+    scale = _scale(given, other)
+    error = float(np.abs(given.astype(np.float64) - other).max())
+    step = float(np.ptp(given)) / 255.0
+    limit = STEPS * step if is_int8 else RUNTIMES * scale
+    return Gate(
+        f"runtime {runtime} state",
+        file,
+        error <= limit,
+        f"what is remembered by {runtime} differs by {error / scale:.1e} of its size (at most {limit / scale:.1e})",
     )
 
 

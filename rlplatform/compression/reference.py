@@ -20,12 +20,18 @@ BATCH = 512
 
 
 class Golden(NamedTuple):
-    """States that every file is asked about, half of them those in which the network is least sure."""
+    """States that every file is asked about, half of them those in which the network is least sure.
+
+    Those of a network that remembers are sequences instead: each row goes on from the one before it.
+    """
 
     observations: Array  # [N, O...]
     q: Array  # [N, A] float32, the canonical network's
     actions: Array  # [N] int64, the network's own, counted from 0
     masks: Array | None = None  # [N, A] bool, where the environment offers masks: what was allowed
+    states: Array | None = None  # [N, H] float32, of a network that remembers: what it had in mind before each
+    next_states: Array | None = None  # [N, H] float32, and what the canonical network has in mind after
+    first: Array | None = None  # [N] bool, where a sequence begins, by the beginning of an episode
 
 
 class Network:
@@ -34,13 +40,27 @@ class Network:
     def __init__(self, path: pathlib.Path) -> None:
         self._module = tf.saved_model.load(str(path))
         self._act = self._module.signatures["act"]
-        self._takes_mask = "action_mask" in self._act.structured_input_signature[1]
+        taken = self._act.structured_input_signature[1]
+        self._takes_mask = "action_mask" in taken
+        self.state_size = int(taken["state"].shape[1]) if "state" in taken else 0  # H; 0: it remembers nothing
         self._num_actions = int(self._act.structured_outputs["q"].shape[1])
 
     def q_values(self, observations: Array) -> Array:
         """`[N, A]` float32 for `[N, O...]`."""
         batches = [observations[start : start + BATCH] for start in range(0, len(observations), BATCH)]
         return np.concatenate([self._answer(batch)["q"].numpy() for batch in batches])
+
+    def answers(self, observations: Array, states: Array) -> tuple[Array, Array]:
+        """A recurrent network's values `[N, A]`, and the states `[N, H]` after those that are given."""
+        batches = [slice(start, start + BATCH) for start in range(0, len(observations), BATCH)]
+        found = [self._answer(observations[rows], states=states[rows]) for rows in batches]
+        q, after = (np.concatenate([answer[name].numpy() for answer in found]) for name in ("q", "next_state"))
+        return q, after
+
+    def decide(self, observation: Array, state: Array, mask: Array | None = None) -> int:
+        """Like `act`, for a recurrent network and the state `[H]` before."""
+        answer = self._answer(observation[None], None if mask is None else mask[None], state[None])
+        return int(answer["action"].numpy()[0])
 
     def act(self, observation: Array, mask: Array | None = None) -> int:
         """The greedy action for one observation `[O...]`, as a program that uses TensorFlow would ask for it.
@@ -51,8 +71,10 @@ class Network:
         """
         return int(self._answer(observation[None], None if mask is None else mask[None])["action"].numpy()[0])
 
-    def _answer(self, observations: Array, masks: Array | None = None) -> dict[str, Any]:
+    def _answer(self, observations: Array, masks: Array | None = None, states: Array | None = None) -> dict[str, Any]:
         inputs = {"observation": tf.constant(observations)}
+        if states is not None:
+            inputs["state"] = tf.constant(states)
         if self._takes_mask:
             all_allowed = np.ones((len(observations), self._num_actions), np.bool_)
             inputs["action_mask"] = tf.constant(all_allowed if masks is None else masks)
@@ -104,7 +126,8 @@ def has_model(manifest: dict[str, Any], name: str) -> bool:
 def golden_of(folder: pathlib.Path, manifest: dict[str, Any]) -> Golden:
     """The golden states in a bundle."""
     with np.load(io.BytesIO(read_file(folder, manifest, GOLDEN))) as file:
-        return Golden(file["observations"], file["q"], file["actions"], file.get("masks"))
+        optional = {name: file[name] for name in Golden._fields[3:] if name in file}
+        return Golden(file["observations"], file["q"], file["actions"], **optional)
 
 
 def environment_of(manifest: dict[str, Any]) -> EnvironmentConfig:

@@ -33,6 +33,7 @@ def refine(
     observations: Array,
     q: Array,
     masks: Array | None = None,
+    states: Array | None = None,
 ) -> tuple[bytes, list[str]]:
     """The file after all edits that fit it, and one sentence for each.
 
@@ -43,6 +44,7 @@ def refine(
         observations: `[N, O...]`, calibration states.
         q: `[N, A]`, the network's values there.
         masks: `[N, A]` bool, the actions that are allowed there; all of them if None.
+        states: `[N, H]`, what a network that remembers had in mind before each of them.
     """
     done: list[str] = []
     content = int8_file
@@ -69,7 +71,7 @@ def refine(
     reachable = np.clip(q, *inspection.read(content).q_range)
     for _ in range(2):  # The second time with values that the first has brought into the range.
         graph = open_graph(content, "the converted file", scaling=scaling)
-        error = np.stack([graph.q_values(observation) for observation in observations]) - reachable
+        error = graph.q_batch(observations, states) - reachable
         total -= np.median(error, axis=0)
         content = shift_bias(unshifted, total)
     done.append(f"shifted the values of the actions by up to {np.abs(total).max():.3g}, by the median error")
@@ -88,12 +90,16 @@ def float_first_layer(int8_file: bytes, float_file: bytes) -> bytes:
     """
     model, original = flatfile.read(int8_file), flatfile.read(float_file)
     layers, originals = _layers(model), _layers(original)
-    sizes = [_size(model, layer) for layer in layers]
-    if not layers or _code(model, layers[0]) != _FULLY_CONNECTED or sizes[0] > FIRST_LAYER_SHARE * sum(sizes):
+    state = _signature(model.signatureDefs[0].inputs).get("state")  # What reads it may stand first, and is not meant.
+    place = next((place for place, layer in enumerate(layers) if layer.inputs[0] != state), None)
+    if place is None:
         return int8_file
-    first = layers[0]
+    first, size = layers[place], _size(model, layers[place])
+    whole = sum(_size(model, layer) for layer in layers)
+    if _code(model, first) != _FULLY_CONNECTED or size > FIRST_LAYER_SHARE * whole:
+        return int8_file
     tensor = model.subgraphs[0].tensors[first.inputs[1]]
-    source = original.subgraphs[0].tensors[originals[0].inputs[1]]
+    source = original.subgraphs[0].tensors[originals[place].inputs[1]]
     if tensor.type == source.type:  # Too small for the quantiser.
         return int8_file
     tensor.type, tensor.quantization = source.type, None

@@ -13,6 +13,7 @@ from rlplatform.compression import agreement, compiled, gates, micro, onnx_file
 from rlplatform.compression.gates import Gate
 from rlplatform.compression.inspection import Contents
 from rlplatform.compression.onnx_file import ONNX_FILE
+from rlplatform.compression.playing import Answers
 from rlplatform.compression.reference import Golden
 from rlplatform.errors import RunError
 from rlplatform.runtime import open_graph, read_file
@@ -34,7 +35,9 @@ class _Case(NamedTuple):
         contents: what stands in them.
         observations: `[N, O...]`, golden states.
         masks: `[N, A]` bool, the actions that are allowed there; all of them if None.
+        states: `[N, H]`, what a network that remembers had in mind before each.
         q: `[N, A]`, LiteRT's values.
+        next_states: `[N, H]`, and what a file that remembers has in mind after, by LiteRT.
         step: one int8 step, in units of value; 0 for a file without int8 weights.
     """
 
@@ -46,7 +49,9 @@ class _Case(NamedTuple):
     contents: Contents
     observations: Array
     masks: Array | None
+    states: Array | None
     q: Array
+    next_states: Array | None
     step: float
 
     @property
@@ -63,7 +68,7 @@ class Compared(NamedTuple):
 
 
 def compare(
-    folder: pathlib.Path, manifest: dict[str, Any], variant: str, contents: Contents, golden: Golden, file_q: Array
+    folder: pathlib.Path, manifest: dict[str, Any], variant: str, contents: Contents, golden: Golden, given: Answers
 ) -> Compared:
     """Asks all runtimes that a file is for, on some of the golden states.
 
@@ -73,9 +78,13 @@ def compare(
         variant: of the file.
         contents: what stands in the file.
         golden: the N golden states.
-        file_q: `[N, A]`, LiteRT's values there.
+        given: what LiteRT answers there.
     """
-    chosen = spread(len(file_q))
+    chosen = spread(len(given.q))
+
+    def some(column: Array | None) -> Array | None:
+        return None if column is None else column[chosen]
+
     name, masks = manifest["variants"][variant], golden.masks
     case = _Case(
         folder,
@@ -85,8 +94,10 @@ def compare(
         read_file(folder, manifest, name),
         contents,
         golden.observations[chosen],
-        None if masks is None else masks[chosen],
-        file_q[chosen],
+        some(masks),
+        some(golden.states),
+        given.q[chosen],
+        some(given.states),
         agreement.step_of(golden.q, contents.q_step, masks) if "int8" in contents.weights else 0.0,
     )
     found, unchecked = [], []
@@ -98,11 +109,13 @@ def compare(
             unchecked.append(f"gate 'runtime {runtime.name}' was not tried for {file}: {missing}")
             continue
         try:
-            q, actions = runtime.answers(case)
+            q, actions, states = runtime.answers(case)
         except RunError as error:
             found.append(Gate(f"runtime {runtime.name}", file, False, str(error)))
-        else:
-            found.append(gates.runtimes(file, runtime.name, case.q, q, case.step, case.masks, actions))
+            continue
+        found.append(gates.runtimes(file, runtime.name, case.q, q, case.step, case.masks, actions))
+        if case.next_states is not None and states is not None:
+            found.append(gates.runtime_state(file, runtime.name, case.next_states, states, case.step > 0))
     return Compared(found, unchecked)
 
 
@@ -114,6 +127,14 @@ def spread(count: int, most: int = STATES) -> Array:
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
+class _Given(NamedTuple):
+    """What a runtime gives for N golden states."""
+
+    q: Array  # [N, A]
+    actions: Array | None = None  # [N], where it chooses itself
+    states: Array | None = None  # [N, H], where the file remembers
+
+
 class _Runtime(NamedTuple):
     """A way to run a bundle's file, or another form of it.
 
@@ -121,44 +142,53 @@ class _Runtime(NamedTuple):
         name: what its gate is called after `runtime`.
         is_for: whether it should run a file of the bundle.
         missing: what this machine lacks for it; None if nothing.
-        answers: `[N, A]` values and, where the runtime chooses itself, `[N]` actions; raises a `RunError`.
+        answers: what it gives; raises a `RunError`.
         file: the form of the file that it runs; None for the file itself.
     """
 
     name: str
     is_for: Callable[[_Case], bool]
     missing: Callable[[], str | None]
-    answers: Callable[[_Case], tuple[Array, Array | None]]
+    answers: Callable[[_Case], "_Given"]
     file: str | None = None
 
 
-def _reference(case: _Case) -> tuple[Array, None]:
+def _reference(case: _Case) -> _Given:
     """LiteRT's own plain kernels."""
     graph = open_graph(case.content, case.name, scaling=case.details.get("input_scaling"), reference=True)
-    return np.stack([graph.q_values(observation) for observation in case.observations]), None
+    after = graph.next_state
+    if case.states is None or after is None:
+        return _Given(graph.q_batch(case.observations))
+    rows = [
+        (graph.q_values(observation, state), graph.read(after.index, 0)[0])
+        for observation, state in zip(case.observations, case.states, strict=True)
+    ]
+    q, states = map(np.stack, zip(*rows, strict=True))
+    return _Given(q, states=states)
 
 
-def _in_c(case: _Case) -> tuple[Array, None]:
+def _in_c(case: _Case) -> _Given:
     """`policy.c`, whose int8 part is there where all of the int8 file is whole numbers."""
     policy = compiled.CompiledPolicy(case.folder, case.manifest["action"]["count"])
     if case.variant == "float":
-        return np.stack([policy.q_values(observation) for observation in case.observations]), None
+        return _Given(np.stack([policy.q_values(observation) for observation in case.observations]))
     if not policy.has_int8:
         raise RunError(f"{compiled.SOURCE} has no int8 part")
     scale, (low, _) = case.contents.q_step, case.contents.q_range
     q = np.stack([policy.q_int8(observation) for observation in case.observations])
-    return (q.astype(np.float64) + 128.0) * scale + low, None
+    return _Given((q.astype(np.float64) + 128.0) * scale + low)
 
 
-def _by_onnx(case: _Case) -> tuple[Array, Array]:
+def _by_onnx(case: _Case) -> _Given:
     """The float32 file's twin."""
-    return onnx_file.run(read_file(case.folder, case.manifest, ONNX_FILE), case.observations, case.masks)
+    content = read_file(case.folder, case.manifest, ONNX_FILE)
+    return _Given(*onnx_file.run(content, case.observations, case.masks, case.states))
 
 
-def _by_micro(case: _Case) -> tuple[Array, None]:
+def _by_micro(case: _Case) -> _Given:
     """A microcontroller's kernels, in the arena that the manifest promises to suffice."""
     scaling, arena = case.details.get("input_scaling"), case.details.get("arena_bytes")
-    return micro.run(case.content, case.observations, scaling, arena).q, None
+    return _Given(micro.run(case.content, case.observations, scaling, arena).q)
 
 
 def _is_for_micro(case: _Case) -> bool:

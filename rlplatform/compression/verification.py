@@ -4,14 +4,13 @@ import dataclasses
 import gzip
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlplatform import envs
-from rlplatform.agents.acting import masked
 from rlplatform.analysis import Interval, bootstrap, compare, interquartile_mean, mean
-from rlplatform.compression import agreement, contract, gates, inspection, latency, runtimes
+from rlplatform.compression import agreement, contract, gates, inspection, latency, playing, runtimes
 from rlplatform.compression.agreement import Agreement
 from rlplatform.compression.calibration import Reservoir
 from rlplatform.compression.gates import Gate
@@ -169,14 +168,20 @@ def verify(
     distilled = has_model(manifest, STUDENT)
     environment = environment_of(manifest)
     arena = _Arena(environment, envs.seeds(seed, episodes, "verification"), factory, progress)
-    source_q = source.q_values(golden.observations)
     found = [Gate("hashes", MANIFEST, True, f"{len(manifest['files'])} files are as they were written")]
+    next_states = golden.next_states
+    if golden.states is None:
+        source_q, source_states = source.q_values(golden.observations), None
+    else:
+        source_q, source_states = source.answers(golden.observations, golden.states)
     found.append(gates.algebra(source_q, golden.q, golden.actions, manifest["network"]["centred"], golden.masks))
+    if source_states is not None and next_states is not None:
+        found.append(gates.state("network", source_states, next_states, gates.ALGEBRA))
     network_q = network.q_values(golden.observations) if distilled else source_q
     network_step = agreement.step_of(network_q, 0.0, golden.masks)
 
     random_returns = arena.play("random actions", random_actions(manifest["action"]["count"], seed)).returns
-    network_returns = arena.play("network", _greedy(network)).returns
+    network_returns = arena.play("network", playing.act_of_reference(network)).returns
     margin = gates.margin(network_returns, random_returns)
     rows = [_network_row(manifest, network, network_returns, golden, seed)]
     unchecked: list[str] = []
@@ -190,32 +195,32 @@ def verify(
         if variant == "float":
             found += contract.examine(policy, environment, seed, factory)
         reservoir = Reservoir(_visited_count(golden.observations), seed)
-        played = arena.play(name, act_of(policy), reservoir)
-        states, masks = reservoir.states()
-        file_q = _q_values(policy, golden.observations)
+        met = _met(arena, policy, name, source, network if distilled else source, reservoir)
+        given = playing.answers(policy, golden)
+        golden_q = playing.unrolled(policy, golden) if policy.remembers else given.q
         step, limits = agreement.step_of(golden.q, contents.q_step, golden.masks), contents.q_range
-        other = runtimes.compare(folder, manifest, variant, contents, golden, file_q)
+        other = runtimes.compare(folder, manifest, variant, contents, golden, given)
         found, unchecked = [*found, *other.gates], [*unchecked, *other.unchecked]
-        visited_q = _q_values(policy, states)
-        on_golden = agreement.measure(source_q, file_q, step, limits, golden.masks)
-        on_visited = agreement.measure(source.q_values(states), visited_q, step, limits, masks)
+        on_golden = agreement.measure(source_q, golden_q, step, limits, golden.masks)
+        on_visited = agreement.measure(met.source_q, met.file_q, step, limits, met.masks)
         if variant == "float":
-            actions = policy.act_batch(golden.observations, golden.masks) - policy.action_start
-            found.append(gates.converter(name, source_q, golden.q, file_q, actions, golden.masks))
+            found.append(gates.converter(name, source_q, golden.q, given.q, given.actions, golden.masks))
+            if given.states is not None and next_states is not None:
+                found.append(gates.state(name, next_states, given.states, gates.CONVERTER))
         else:
             found += gates.quantised(name, "golden", on_golden)
             found += gates.quantised(name, "visited", on_visited)
         found += gates.returns(
             name,
-            compare(played.returns, network_returns, margin, seed=seed),
-            compare(played.returns, network_returns, margin, mean, seed=seed),
+            compare(met.returns, network_returns, margin, seed=seed),
+            compare(met.returns, network_returns, margin, mean, seed=seed),
         )
         if distilled:  # What a person wants to know is how often the file acts as the network that was trained.
-            on_golden = agreement.measure(network_q, file_q, network_step, masks=golden.masks)
-            on_visited = agreement.measure(network.q_values(states), visited_q, network_step, masks=masks)
-        speed = _microseconds(policy.act, golden)
+            on_golden = agreement.measure(network_q, given.q, network_step, masks=golden.masks)
+            on_visited = agreement.measure(met.network_q, met.file_q, network_step, masks=met.masks)
+        speed = _microseconds(policy, golden)
         sizes = len(content), len(gzip.compress(content, 9, mtime=0))
-        rows.append(Row(name, variant, *_intervals(played.returns, seed), *sizes, speed, on_golden, on_visited))
+        rows.append(Row(name, variant, *_intervals(met.returns, seed), *sizes, speed, on_golden, on_visited))
     random_return = float(interquartile_mean(random_returns))
     env_id = manifest["environment"]["id"]
     return Verification(
@@ -246,40 +251,50 @@ class _Arena:
         self._environment, self._seeds, self._factory, self._progress = environment, seeds, factory, progress
 
     def play(self, name: str, act: Act, reservoir: Reservoir | None = None) -> Evaluation:
-        """All episodes under one policy; what it sees goes into the reservoir."""
+        """All episodes under one policy; what one that remembers nothing sees goes into the reservoir."""
         if self._progress is not None:
             self._progress(f"playing {len(self._seeds)} episodes: {name}")
+        if reservoir is None:
+            return evaluate(act, self._environment, self._seeds, factory=self._factory)
 
         def watched(observations: Array, *masks: Array) -> Array:
-            if reservoir is not None:
-                reservoir.add(observations, *masks)
+            reservoir.add(observations, *masks)
             return act(observations, *masks)
 
         return evaluate(watched, self._environment, self._seeds, factory=self._factory)
 
 
-def act_of(policy: Policy) -> Act:
-    """A bundle's policy as evaluation asks it: actions counted from 0, whatever the environment calls the first."""
-    return lambda observations, *masks: policy.act_batch(observations, *masks) - policy.action_start
+class _Met(NamedTuple):
+    """Episodes of a file, and what it and the networks say of the M states in which it is there."""
+
+    returns: Array  # [E]
+    source_q: Array  # [M, A], of what the file was converted from
+    network_q: Array  # [M, A], of the network that was trained
+    file_q: Array  # [M, A]
+    masks: Array | None  # [M, A] bool
 
 
-def _q_values(policy: Policy, states: Array) -> Array:
-    return np.stack([policy.q_values(observation) for observation in states])
+def _met(arena: "_Arena", policy: Policy, name: str, source: Network, network: Network, reservoir: Reservoir) -> _Met:
+    """Plays a file, and asks the networks about what it meets; one that remembers goes through the same episodes."""
+    if policy.remembers:
+        played = arena.play(name, playing.beside(policy, source, reservoir))
+        pairs, masks = reservoir.states()
+        return _Met(played.returns, pairs[:, 0], pairs[:, 0], pairs[:, 1], masks)
+    played = arena.play(name, playing.act_of(policy), reservoir)
+    states, masks = reservoir.states()
+    source_q = source.q_values(states)
+    network_q = source_q if network is source else network.q_values(states)
+    file_q = np.stack([policy.q_values(observation) for observation in states])
+    return _Met(played.returns, source_q, network_q, file_q, masks)
 
 
-def _greedy(network: Network) -> Act:
-    def act(observations: Array, masks: Array | None = None) -> Array:
-        actions: Array = masked(network.q_values(observations), masks).argmax(axis=1)
-        return actions
-
-    return act
-
-
-def _microseconds(act: Callable[..., Any], golden: Golden) -> float:
-    observations = golden.observations[:TIMED_STATES]
-    if golden.masks is None:
-        return latency.microseconds(act, observations)
-    return latency.microseconds(lambda state: act(*state), list(zip(observations, golden.masks, strict=False)))
+def _microseconds(player: Policy | Network, golden: Golden) -> float:
+    columns = [column for column in (golden.observations, golden.states, golden.masks) if column is not None]
+    if len(columns) == 1:
+        return latency.microseconds(player.act, columns[0][:TIMED_STATES])
+    call: Callable[..., Any] = player.act if golden.states is None else player.decide
+    rows = list(zip(*(column[:TIMED_STATES] for column in columns), strict=True))
+    return latency.microseconds(lambda row: call(*row), rows)
 
 
 def _visited_count(observations: Array) -> int:
@@ -289,7 +304,7 @@ def _visited_count(observations: Array) -> int:
 def _network_row(manifest: dict[str, Any], network: Network, returns: Array, golden: Golden, seed: int) -> Row:
     files = [entry for name, entry in manifest["files"].items() if name.startswith(f"{NETWORK}/")]
     sizes = sum(entry["bytes"] for entry in files), sum(entry["gzip_bytes"] for entry in files)
-    speed = _microseconds(network.act, golden)
+    speed = _microseconds(network, golden)
     return Row("network", "network", *_intervals(returns, seed), *sizes, speed, None, None)
 
 

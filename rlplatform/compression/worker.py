@@ -80,7 +80,7 @@ def to_onnx(tf: Any, saved_model: pathlib.Path) -> bytes:
 
     module = tf.saved_model.load(str(saved_model))
     _, inputs = module.signatures["act"].structured_input_signature
-    taken = [inputs[name] for name in ("observation", "action_mask") if name in inputs]
+    taken = [inputs[name] for name in ("observation", "state", "action_mask") if name in inputs]
     made, _ = from_function(module.act, input_signature=taken)
     return made.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 

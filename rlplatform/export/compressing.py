@@ -26,13 +26,13 @@ from rlplatform.export.exporting import (
     Which,
     check_formats,
     export,
-    refuse_recurrent,
 )
+from rlplatform.export.recurrent import refuse_students
 from rlplatform.training import Run
 
 # Of a file without weights, of each layer beside its weights, and of floats in and out around int8; measured on small
 # networks, good to a fifth or so.
-BYTES, LAYER_BYTES, FLOAT_BYTES = 420, 250, 250
+BYTES, LAYER_BYTES, FLOAT_BYTES = 420, 250, 600
 
 
 def compress(
@@ -104,7 +104,7 @@ def compress(
         raise UserError(f"clustering needs at least 2 values for a kernel; got {clusters}")
     run = run if isinstance(run, Run) else Run.open(run)
     out = pathlib.Path(out)
-    refuse_recurrent(run)
+    refuse_students(run)
     bundle.check(out, overwrite)
     folded = compression.canonical(run.network(which)).model
     ladder = [] if budget is None else _ladder(run, folded, target, limit)
@@ -183,7 +183,8 @@ def predicted_bytes(architecture: Architecture, shape: tuple[int, ...], num_acti
     parameters = students.parameters(architecture, shape, num_actions)
     head = BYTES + LAYER_BYTES * len(layers)
     int8 = head + parameters + 3 * sum(layers)
-    return int8 if target == "mcu" else min(int8 + FLOAT_BYTES, head + 4 * parameters)
+    in_float = FLOAT_BYTES + parameters // 10  # Small layers may stay float32.
+    return int8 if target == "mcu" else min(int8 + in_float, head + 4 * parameters)
 
 
 def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None) -> list[Candidate]:

@@ -33,7 +33,7 @@ from rlplatform.compression import (
 )
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError, nearest
-from rlplatform.export import bundle, c_source, report
+from rlplatform.export import bundle, c_source, recurrent, report
 from rlplatform.training import Run
 
 Array = np.ndarray[Any, Any]
@@ -130,7 +130,7 @@ def export(
     chosen = check_formats(formats)
     if target not in compression.TARGETS:
         raise UserError(f"unknown target {target!r}; {nearest(target, compression.TARGETS)}")
-    refuse_recurrent(run)
+    recurrent.refuse(run, target, quantisation, qat, chosen)
     bundle.check(out, overwrite)
     if qat and quantisation not in ("auto", "static"):
         raise UserError(f"quantisation-aware training is for static int8; leave --qat out for {quantisation}")
@@ -172,15 +172,6 @@ def export(
                 shutil.rmtree(folder / STUDENT, ignore_errors=True)
             bundle.seal(folder, manifest, details)
     return verification
-
-
-def refuse_recurrent(run: Run) -> None:
-    """Raises a `UserError` for a run whose network remembers."""
-    if run.config.is_recurrent:
-        raise UserError(
-            f"{run.path} has a recurrent network ({run.config.network.recurrent}), which cannot be exported; train "
-            "with network.recurrent = 'none', and environment.frame_stack for what must be remembered"
-        )
 
 
 def check_formats(formats: Iterable[str]) -> set[str]:
@@ -227,6 +218,8 @@ def _prepare(
     tell = progress or (lambda words: None)
     tell("collecting observations")
     network = run.network(which)
+    if run.config.is_recurrent:
+        return _prepare_recurrent(run, network, quantisation, seed, factory, tell, onnx)
     source = network if student is None else student.model
     act = run.act(which) if student is None else act_of_network(source)
     frame_bytes = int(np.prod(run.observation_shape)) * np.dtype(run.spec.observation_dtype).itemsize
@@ -253,6 +246,27 @@ def _prepare(
         )
         files = compression.retrain(model, files, calibration, calibration_masks, target, labels, held_out, seed=seed)
     return _Subject(network, source, canonical, files, golden)
+
+
+def _prepare_recurrent(
+    run: Run,
+    network: Any,
+    quantisation: Quantisation,
+    seed: int,
+    factory: Factory | None,
+    tell: Progress,
+    onnx: bool,
+) -> _Subject:
+    """The same for a network that remembers: its golden states are sequences, and int8 is calibrated on them too."""
+    canonical = compression.canonical(network)
+    golden = compression.golden_sequences(
+        network, canonical.model, run.config.environment, GOLDEN_STATES, seed, factory=factory
+    )
+    tell("converting for cpu")
+    files = compression.convert(
+        canonical.model, golden.observations, "cpu", quantisation, golden.masks, states=golden.states, onnx=onnx
+    )
+    return _Subject(network, network, canonical, files, golden)
 
 
 def _advice(subject: _Subject, verification: Verification) -> str:
@@ -308,7 +322,8 @@ def _describe(
             "mask": subject.golden.masks is not None,
             "layout": spec.action_layout,
         },
-        "preprocessing": _preprocessing(environment.frame_stack, spec.layout),
+        **recurrent.described(run),
+        "preprocessing": _preprocessing(environment.frame_stack, spec.layout) + recurrent.preprocessing(run),
         "variants": {"float": FLOAT_FILE, "int8": INT8_FILE},
         "default": "float",
         "network": {

@@ -7,6 +7,7 @@ from .errors import BundleError, ObservationError
 from .frames import FrameStack
 from .graph import open_graph
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, digest, read_file, read_manifest
+from .memory import Decision
 from .policy import Policy
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "BundleError",
+    "Decision",
     "FrameStack",
     "ObservationError",
     "Policy",

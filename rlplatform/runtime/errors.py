@@ -8,5 +8,6 @@ class BundleError(ValueError):
 class ObservationError(ValueError):
     """The observation is not of the shape and dtype that the policy was made for, or is not finite.
 
-    Or the action mask beside it is missing, is not of the policy's shape, or allows nothing.
+    Or the action mask beside it is missing, is not of the policy's shape, or allows nothing; or the state beside it is
+    missing, is not of the policy's size, or belongs to no policy that remembers.
     """

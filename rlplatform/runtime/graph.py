@@ -30,6 +30,8 @@ class Graph(NamedTuple):
     Attributes:
         action_mask: `[1, A]` bool, which `action` heeds and `q` does not; None if the file takes none. It allows all
             actions until it is written.
+        state: `[1, H]`, what a file that remembers had in mind before; None if it remembers nothing.
+        next_state: `[1, H]`, and what it has in mind after.
         quantise: from an observation `[O...]` to the int8 or int16 `[1, O...]` that the file takes; None if the file
             takes it as it is.
     """
@@ -43,15 +45,30 @@ class Graph(NamedTuple):
     action: Tensor | None
     quantise: Callable[[Array], Array] | None
     interpreter: Any
+    state: Tensor | None = None
+    next_state: Tensor | None = None
 
-    def q_values(self, observation: Array) -> Array:
-        """What the file says each action is worth, `[A]` float32, for one observation of its shape and dtype."""
+    def q_values(self, observation: Array, state: Array | None = None) -> Array:
+        """What the file says each action is worth, `[A]` float32, for one observation of its shape and dtype.
+
+        Args:
+            observation: `[O...]`.
+            state: `[H]` float32, for a file that remembers; zeros if None.
+        """
+        if self.state is not None:
+            self.write(self.state.index, np.zeros(self.state.shape, np.float32) if state is None else state[None])
         self.write(self.observation.index, observation[None] if self.quantise is None else self.quantise(observation))
         self.invoke()
         values: Array = self.read(self.q.index, 0)[0]
         if self.q.dtype != np.float32:
             values = (values.astype(np.float32) - np.float32(self.q.zero_point)) * np.float32(self.q.scale)
         return values
+
+    def q_batch(self, observations: Array, states: Array | None = None) -> Array:
+        """`[N, A]` float32 for `[N, O...]`, each by the state `[H]` beside it for a file that remembers."""
+        if states is None:
+            return np.stack([self.q_values(observation) for observation in observations])
+        return np.stack(list(map(self.q_values, observations, states)))
 
 
 def open_graph(
@@ -63,6 +80,8 @@ def open_graph(
     reference: bool = False,
 ) -> Graph:
     """Loads a file whose signature `act` takes `observation`, maybe `action_mask`, and gives `q` and, maybe, `action`.
+
+    One that remembers takes `state` besides, and gives `next_state`.
 
     Args:
         content: the file's bytes.
@@ -87,11 +106,12 @@ def open_graph(
     inputs = {key: _tensor(detail) for key, detail in runner.get_input_details().items()}
     outputs = {key: _tensor(detail) for key, detail in runner.get_output_details().items()}
     del runner  # It refers to the interpreter's memory, which would forbid `invoke`.
-    fits = {"observation"} <= set(inputs) <= {"observation", "action_mask"}
-    if not fits or not {"q"} <= set(outputs) <= {"q", "action"}:
+    fits = {"observation"} <= set(inputs) <= {"observation", "action_mask", "state"}
+    fits = fits and {"q"} <= set(outputs) <= {"q", "action", "next_state"}
+    if not fits or ("state" in inputs) != ("next_state" in outputs):
         raise BundleError(
-            f"{name}: the signature `act` must take `observation` and give `q`; it takes {sorted(inputs)} and "
-            f"gives {sorted(outputs)}"
+            f"{name}: the signature `act` must take `observation` and give `q`, and `next_state` where it takes "
+            f"`state`; it takes {sorted(inputs)} and gives {sorted(outputs)}"
         )
     write, invoke, read = _calls(interpreter)
     observation, action_mask = inputs["observation"], inputs.get("action_mask")
@@ -99,7 +119,19 @@ def open_graph(
     if action_mask is not None:
         write(action_mask.index, np.ones(action_mask.shape, action_mask.dtype))
     action = outputs.get("action")
-    return Graph(write, invoke, read, observation, action_mask, outputs["q"], action, quantise, interpreter)
+    return Graph(
+        write,
+        invoke,
+        read,
+        observation,
+        action_mask,
+        outputs["q"],
+        action,
+        quantise,
+        interpreter,
+        inputs.get("state"),
+        outputs.get("next_state"),
+    )
 
 
 def _tensor(detail: dict[str, Any]) -> Tensor:

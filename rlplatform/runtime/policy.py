@@ -13,6 +13,7 @@ from .graph import INTEGERS, open_graph
 from .layout import Layout
 from .manifest import read_file, read_manifest
 from .masks import best_allowed, mask_check
+from .memory import Decision, state_check
 from .observations import SMALL, Observations
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +34,10 @@ class Policy:
     other policy takes a mask too, and then chooses among what it allows. Not for several threads at once: open one for
     each.
 
+    A policy that remembers (`remembers`) decides by all that it has seen of an episode, so one observation is not
+    enough, and `act` is refused: `reset` and `step` keep its state. `decide` leaves the state to the caller, for
+    episodes side by side.
+
     Args:
         path: the bundle's folder.
         variant: `float`, `int8`, or `auto` for the one that the bundle was verified to be used with.
@@ -45,6 +50,8 @@ class Policy:
         action_start: what the environment calls the first action, mostly 0.
         needs_mask: whether a decision needs an action mask.
         frame_stack: newest frames that make up an observation; `step` stacks them.
+        remembers: whether a decision needs the state that the one before has left.
+        initial_state: `[H]` float32, with which an episode begins; `[0]` for a policy that does not remember.
         variant: `float` or `int8`.
         file: the name of the file that decides.
         manifest: all that `policy.json` says.
@@ -75,13 +82,24 @@ class Policy:
         self.needs_mask: bool = manifest["action"].get("mask", False)
         self.frame_stack: int = manifest["observation"]["frame_stack"]
         self._dtype = np.dtype(self.observation_dtype)
+        self.remembers: bool = "state" in manifest
+        state = manifest.get("state", {"size": 0, "initial": 0.0})
+        self.initial_state: Array = np.full(state["size"], state["initial"], np.float32)
+        self.initial_state.setflags(write=False)
+        self._state = self.initial_state
         self._frames = FrameStack(tuple(manifest["observation"]["frame_shape"]), self.frame_stack)
         self._observations = self._contract()
+        self._checked_mask, self._checked_state = mask_check(self.num_actions), state_check(self.initial_state.shape)
         content, scaling = read_file(folder, manifest, self.file), manifest["files"][self.file].get("input_scaling")
         self._graph = open_graph(content, str(folder / self.file), num_threads, scaling)
         self._check_contract(folder)
-        self._decide_among = self._masked_decision()
-        self._decide = self._mask_missing if self.needs_mask else self._decision()
+        self._decide_among: Callable[[Any, Any], int]
+        self._decide: Callable[..., int]
+        if self.remembers:
+            self._decide = self._decide_among = self._state_missing
+        else:
+            self._decide_among = self._masked_decision()
+            self._decide = self._mask_missing if self.needs_mask else self._decision()
         self.act = self._decide  # type: ignore[method-assign] # One call less: a fortieth of a small network's time.
 
     def act(self, observation: Any, action_mask: Any = None) -> int:
@@ -95,9 +113,38 @@ class Policy:
 
         Raises:
             ObservationError: the observation has another shape or kind of dtype, or holds NaN or infinity; or the mask
-                is missing where one is needed, has another shape or dtype, or allows nothing.
+                is missing where one is needed, has another shape or dtype, or allows nothing; or the policy remembers.
         """
         return self._decide(observation, action_mask)
+
+    def decide(self, observation: Any, state: Any, action_mask: Any = None) -> Decision:
+        """One decision of a policy that remembers, where the caller keeps the state: for episodes side by side.
+
+        Args:
+            observation: as for `act`.
+            state: `[H]`: `initial_state` where an episode begins, and else what the episode's last decision has left.
+            action_mask: as for `act`.
+
+        Raises:
+            ObservationError: like `act`; or the state is not `[H]`, or not finite; or the policy does not remember.
+        """
+        graph = self._graph
+        if graph.state is None or graph.next_state is None:
+            raise ObservationError("this policy remembers nothing, so it takes no state: use act(observation)")
+        given, before = self._observations.checked(observation), self._checked_state(state)
+        mask = self._mask_of(observation, action_mask)
+        mask = None if mask is None else self._checked_mask(mask)
+        graph.write(graph.observation.index, given[None] if graph.quantise is None else graph.quantise(given))
+        graph.write(graph.state.index, before[None])
+        if mask is not None and graph.action_mask is not None:
+            graph.write(graph.action_mask.index, mask[None])
+        graph.invoke()
+        q, after = graph.read(graph.q.index, 0)[0], graph.read(graph.next_state.index, 0)[0]
+        if graph.action is not None and (mask is None or graph.action_mask is not None):
+            action = graph.read(graph.action.index, 0).item()
+        else:
+            action = int(q.argmax()) if mask is None else best_allowed(q, mask)
+        return Decision(self.action_start + action, q, after)
 
     def q_values(self, observation: Any) -> Array:
         """What the file says each action is worth, `[A]` float32, up to a constant that all actions share.
@@ -105,6 +152,8 @@ class Policy:
         Raises:
             ObservationError: like `act`.
         """
+        if self.remembers:
+            self._state_missing(observation)
         return self._graph.q_values(self._observations.checked(observation))
 
     def act_batch(self, observations: Any, action_masks: Any = None) -> Array:
@@ -127,11 +176,14 @@ class Policy:
         return np.fromiter(map(self._decide_among, observations, action_masks), np.int64, len(observations))
 
     def reset(self) -> None:
-        """Begins an episode for `step`."""
+        """Begins an episode for `step`: what was seen before is forgotten."""
         self._frames.reset()
+        self._state = self.initial_state
 
     def step(self, frame: Any, action_mask: Any = None) -> int:
-        """The greedy action after one more frame of the episode, which is stacked onto those before it.
+        """The greedy action after one more frame of the episode, which is stacked onto those before it, or remembered.
+
+        What is remembered stays as it was where a frame is refused.
 
         Args:
             frame: what the environment gave, in its own form or as an array `[F...]`; not stacked.
@@ -142,7 +194,17 @@ class Policy:
         """
         if action_mask is None and self.needs_mask:
             action_mask = self._observations.mask(frame)
-        return self._decide(self._frames.push(self._observations.frame(frame)), action_mask)
+        observation = self._frames.push(self._observations.frame(frame))
+        if not self.remembers:
+            return self._decide(observation, action_mask)
+        decision = self.decide(observation, self._state, action_mask)
+        self._state = decision.state
+        return decision.action
+
+    @property
+    def state(self) -> Array:
+        """What `step` remembers of the episode, `[H]` float32: a copy."""
+        return self._state.copy()
 
     def components(self, action: int) -> Any:
         """What the environment takes for an action of `act`: an array, where its actions have several components.
@@ -198,7 +260,7 @@ class Policy:
         graph = self._graph
         write, invoke, read, start = graph.write, graph.invoke, graph.read, self.action_start
         target, mask_target, action, q = graph.observation.index, graph.action_mask, graph.action, graph.q.index
-        checked, quantise, allowed = self._observations.checked, graph.quantise, mask_check(self.num_actions)
+        checked, quantise, allowed = self._observations.checked, graph.quantise, self._checked_mask
 
         def decide(observation: Any, action_mask: Any) -> int:
             observation, mask = checked(observation), allowed(action_mask)
@@ -221,14 +283,26 @@ class Policy:
 
     def _mask_missing(self, observation: Any, action_mask: Any = None) -> int:
         """The decision where a mask is needed: refuses, if none was given and none stands in the observation."""
-        if action_mask is None:
+        return self._decide_among(observation, self._mask_of(observation, action_mask))
+
+    def _mask_of(self, observation: Any, action_mask: Any) -> Any:
+        """The mask that was given, or where one is needed, the one that stands in the observation."""
+        if action_mask is None and self.needs_mask:
             action_mask = self._observations.mask(observation)
-        if action_mask is not None:
-            return self._decide_among(observation, action_mask)
+        if action_mask is not None or not self.needs_mask:
+            return action_mask
         self._observations.checked(observation)  # What is wrong with the observation is said first.
+        call = "step(frame, action_mask)" if self.remembers else "act(observation, action_mask)"
         raise ObservationError(
             f"this policy's environment offers action masks, and a decision needs one of shape [{self.num_actions}]: "
-            "act(observation, action_mask)"
+            f"{call}"
+        )
+
+    def _state_missing(self, observation: Any, action_mask: Any = None) -> int:
+        """The decision of a policy that remembers by an observation alone: there is none."""
+        raise ObservationError(
+            "this policy remembers what it has seen of an episode, and an observation alone does not say that: use "
+            "reset() and step(frame), or decide(observation, state) where the caller keeps the state"
         )
 
     def _contract(self) -> Observations:
@@ -252,6 +326,16 @@ class Policy:
             raise BundleError(
                 f"{name} takes {graph.observation.dtype} observations, but policy.json says {self.observation_dtype}"
             )
+        size = len(self.initial_state)
+        if (graph.state is not None) != self.remembers:
+            takes, says = ("a state", "nothing") if graph.state is not None else ("no state", f"{size} numbers")
+            raise BundleError(f"{name} takes {takes}, but policy.json says that it remembers {says}")
+        for tensor in (graph.state, graph.next_state):
+            if tensor is not None and (tensor.shape != (1, size) or tensor.dtype != np.float32):
+                raise BundleError(
+                    f"{name} has states of shape {list(tensor.shape)} and dtype {tensor.dtype}, but policy.json says "
+                    f"{[1, size]} and float32"
+                )
         mask = graph.action_mask
         if mask is not None and not self.needs_mask:
             raise BundleError(f"{name} takes an action mask, but policy.json says that there is none")

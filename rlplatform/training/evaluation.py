@@ -15,8 +15,9 @@ from rlplatform.errors import RunError, UserError
 Array = np.ndarray[Any, Any]
 Act = Callable[..., Array]
 """From [n, S...] stacked observations to [n] actions, counted from 0; where the environment offers action masks, it
-takes them besides, [n, A] bool. One that remembers has a function `begin`: it is told `first` [n] bool, in which of n
-environments an episode begins, before each call, and all calls are then about the same n environments."""
+takes them besides, [n, A] bool. One that remembers has a function `begin`, and all calls are then about the same n
+environments: before each call it is told `first` [n] bool, in which of them an episode begins, and `live` [n] bool, in
+which of them one is played; the actions of the others do not matter."""
 EPISODE_LIMIT = 100_000  # env steps after which an episode without a time limit of its own is cut
 SIDE_BY_SIDE = 32
 
@@ -95,7 +96,7 @@ def _play(
     playing = np.full(len(singles), -1)  # which episode each environment plays; -1: none
     begins = np.zeros(len(singles), np.bool_)
     finished = 0
-    remember: Callable[[Array], None] | None = getattr(act, "begin", None)
+    remember: Callable[[Array, Array], None] | None = getattr(act, "begin", None)
 
     def begin(slot: int) -> dict[str, Any]:
         playing[slot] = next(waiting, -1)
@@ -118,7 +119,7 @@ def _play(
             )
         stack.push(frames)
         if remember is not None:
-            remember(begins)
+            remember(begins, playing >= 0)
         if begins.any():
             stack.reset(begins, frames)
             begins[:] = False
@@ -153,7 +154,7 @@ def greedy(actor: Any) -> Act:
         return masked(actor.q_values(observation), action_mask).argmax(axis=1)  # type: ignore[no-any-return]
 
     if isinstance(actor, RecurrentActor):
-        act.begin = actor.begin  # type: ignore[attr-defined]
+        act.begin = lambda first, live: actor.begin(first)  # type: ignore[attr-defined]
     return act
 
 

@@ -91,11 +91,7 @@ class Loop:
         self.taken_over: list[transfer.Layer] = []
         self._pending: AnyBlock | None = None  # the newest block, not yet learned from
         self._learned_blocks = self._updates = 0
-        training, rows = run.config.training, run.config.rows_before_sampling
-        # Blocks that are only stored: until `learning_starts`, and until a transition can be drawn.
-        self._stored_first = (
-            max(-(-training.learning_starts // self._block_size), -(-rows // run.config.block_steps)) - 1
-        )
+        self._stored_first = run.config.stored_blocks
         self._episodes: deque[Episode] = deque(maxlen=100)
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1
@@ -106,7 +102,7 @@ class Loop:
         saved = self._checkpoints.restore() if resume else None
         self._agree(-1 if saved is None else saved.step)
         if saved is None and run.config.transfer.source:
-            self._begin_with(run.config.transfer.source)
+            self._begin()
         if saved is not None:
             self._load_state(saved.variables, saved.host)
             self._saved_step = saved.step
@@ -134,10 +130,10 @@ class Loop:
                     "must be on a file system that all workers share"
                 )
 
-    def _begin_with(self, source: str) -> None:
+    def _begin(self) -> None:
         """Takes layers over from another network."""
         network = self._learner.agent.online
-        self.taken_over = transfer.take_over(network, transfer.load_source(source))
+        self.taken_over = transfer.begin(network, self._config)
         self._learner.agent.begin_with(network.get_weights())
         self._acting = self._learner.weights()
 

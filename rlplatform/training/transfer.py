@@ -1,13 +1,19 @@
 """Transfer: a run begins with layers of another network, those of one that has learned already."""
 
+import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
+import h5py
 import tf_keras as keras
 
+from rlplatform.agents import backbones
+from rlplatform.agents.freezing import freeze
 from rlplatform.config import Config
 from rlplatform.errors import UserError
 from rlplatform.training.run import Run
+
+NOTHING = "none"  # a source that says: all weights are fresh, and that is meant
 
 
 class Layer(NamedTuple):
@@ -17,26 +23,40 @@ class Layer(NamedTuple):
     source: str | None  # None: it begins fresh
 
 
-def load_source(source: str) -> Any:
-    """The network whose layers are reused.
+def load_source(config: Config) -> Any:
+    """The network whose layers are reused, that of `transfer.source`; None where all weights are fresh.
 
-    Args:
-        source: a run's folder, whose best policy is taken, or a Keras model as a `.keras` or `.h5` file.
+    It is a run's folder, whose best policy is taken; a Keras model as a `.keras` or `.h5` file; or, where the torso is
+    a backbone, the file of its published weights.
 
     Raises:
         UserError: there is none.
     """
+    source = config.transfer.source
+    if source in ("", NOTHING):
+        return None
     path = pathlib.Path(source)
     if path.is_dir():
         return Run.open(path).network("best")
     if path.suffix not in (".keras", ".h5"):
-        raise UserError(f"transfer.source must be a run's folder or a .keras file; got {source!r}")
+        raise UserError(f"transfer.source must be a run's folder, a .keras file or a .h5 file; got {source!r}")
     if not path.is_file():
         raise UserError(f"there is no file {source}, from which layers are to be reused")
+    if path.suffix == ".h5" and not _holds_model(path):
+        return backbones.load(path, config.network)
     try:
         return keras.models.load_model(path, compile=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{source} cannot be read as a tf_keras model: {str(error).splitlines()[0]}") from None
+
+
+def _holds_model(path: pathlib.Path) -> bool:
+    """Whether an HDF5 file holds a network, not its weights alone."""
+    try:
+        with h5py.File(path, "r") as file:
+            return "model_config" in file.attrs
+    except OSError as error:
+        raise UserError(f"{path} is no HDF5 file, or it is cut short: {str(error).splitlines()[0]}") from None
 
 
 def match(network: Any, source: Any) -> list[Layer]:
@@ -59,6 +79,16 @@ def match(network: Any, source: Any) -> list[Layer]:
     return found
 
 
+def begin(network: Any, config: Config) -> list[Layer]:
+    """Gives a fresh network the layers that `transfer.source` has for it, and says which; none without a source.
+
+    Raises:
+        UserError: there is no such source, or no layer of it fits.
+    """
+    source = load_source(config)
+    return [] if source is None else take_over(network, source)
+
+
 def take_over(network: Any, source: Any) -> list[Layer]:
     """Gives the layers of `network` that match those of `source` their weights.
 
@@ -77,16 +107,35 @@ def take_over(network: Any, source: Any) -> list[Layer]:
     return layers
 
 
-def resolved(config: Config, network: Any) -> Config:
-    """The configuration with `transfer.frozen_layers` as a number, where it is -1.
+def prepared(run: Run) -> Run:
+    """A new run whose source was tried, with `transfer.frozen_layers` as a number where it is -1.
 
     Raises:
-        UserError: there is no such source, or no layer of it fits.
+        UserError: there is no such source, no layer of it fits, or nothing would learn; or the torso is a backbone, and
+            it is not said where its weights come from.
     """
-    if not config.transfer.source or config.transfer.frozen_layers >= 0:
-        return config
-    layers = take_over(network, load_source(config.transfer.source))
-    return config.replace(transfer={"frozen_layers": freezable(layers)})
+    config = run.config
+    if not config.transfer.source:
+        if config.network.torso in backbones.BACKBONES:
+            raise UserError(_missing(run))
+        return run
+    network = run.fresh_network()
+    taken = begin(network, config)
+    if config.transfer.frozen_layers < 0:
+        config = config.replace(transfer={"frozen_layers": freezable(taken)})
+    freeze(network, config)
+    return dataclasses.replace(run, config=config)
+
+
+def _missing(run: Run) -> str:
+    """Which file a backbone's weights come from."""
+    network = run.config.network
+    name = backbones.published(network, run.observation_shape)
+    return (
+        f"network.torso {network.torso!r} begins with published weights, and nothing is downloaded: bring {name}, "
+        f"which tf_keras keeps in {backbones.KEPT_IN}, and set transfer.source to its path; or set transfer.source to "
+        f"{NOTHING!r} for random weights"
+    )
 
 
 def freezable(layers: list[Layer]) -> int:

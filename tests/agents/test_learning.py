@@ -72,6 +72,7 @@ def learners():
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", probes.PROBES)
 def test_the_values_of_a_probe_are_learned(probe, learners):
     error = learned(probe, 2_400, learners)

@@ -73,3 +73,12 @@ def test_a_memory_stays_in_float32():
     output, states = agent.online(inputs)
     assert output.dtype == states.dtype == tf.float32
     assert agent.online.get_layer("dense_0").compute_dtype == "bfloat16"
+
+
+def test_a_backbone_computes_in_bfloat16_behind_pixels_in_float32():
+    config = configured({"network": {"torso": "mobilenet_v2", "backbone_alpha": 0.35, "hidden_units": [4]}})
+    network = networks.build(config, (32, 32, 3), "uint8", 2, training=True)
+    assert network.get_layer("pixels").compute_dtype == "float32"
+    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert {layer.compute_dtype for layer in convolutions} == {"bfloat16"}
+    assert network(tf.zeros([1, 32, 32, 3], tf.uint8)).dtype == tf.float32

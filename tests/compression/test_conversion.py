@@ -4,7 +4,7 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from rlplatform.agents import networks
-from rlplatform.compression import agreement, canonical, conversion, convert, inspection
+from rlplatform.compression import agreement, canonical, choice, conversion, convert, inspection
 from rlplatform.compression.reference import Network
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
@@ -209,7 +209,7 @@ def test_what_int16_cannot_do_is_refused():
         convert(canonical(normalised).model, vectors(), "mcu", "int16x8")
 
 
-def test_layers_of_any_size_become_int8_by_another_quantiser_if_it_is_there(monkeypatch):
+def test_layers_of_any_size_become_int8_by_another_quantiser_if_it_is_there(monkeypatch, for_cpu):
     model = canonical(vector_network()).model
     files = convert(model, vectors(), "cpu", "dynamic_all")
     contents = inspection.read(files.int8_file)
@@ -218,6 +218,13 @@ def test_layers_of_any_size_become_int8_by_another_quantiser_if_it_is_there(monk
     assert contents.activations == "float32"
     assert contents.weights["int8"] == 64 * 64 + 64 * 3  # The first layer stays float32: see `refinement`.
     assert kept(vector_network(), files.int8_file, vectors(seed=1))[0] > 0.98
+    made = {"dynamic": for_cpu[1].int8_file, "dynamic_all": files.int8_file}
+    monkeypatch.setattr(choice.gates, "STEPS", 10.0)
+    assert choice.choose(made, vectors(), model(vectors()).numpy())[0] == "dynamic_all"
+    monkeypatch.setattr(choice.gates, "STEPS", 0.0)
+    mode, words = choice.choose(made, vectors(), model(vectors()).numpy())
+    assert mode == "dynamic"
+    assert words.endswith("dynamic_all int8 would be smaller, but its values depend on the kernels that compute them")
     monkeypatch.setattr(conversion, "_has_edge_quantizer", lambda: False)
     with pytest.raises(UserError, match=r"dynamic_all needs ai-edge-quantizer: pip install 'rlplatform\[quantize\]'"):
         convert(model, vectors(), "cpu", "dynamic_all")

@@ -72,6 +72,7 @@ def test_every_state_comes_once_in_each_pass_in_another_order():
         assert_allclose(np.sort(found[:, 0]), np.sort(seen.observations[:, 0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_student_learns_its_teachers_choices(masked, tmp_path):
     keras.utils.set_random_seed(0)

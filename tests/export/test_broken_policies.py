@@ -8,6 +8,8 @@ from known import Signs
 from rlplatform.export import verify
 from rlplatform.runtime import FrameStack, Policy
 
+pytestmark = pytest.mark.slow  # All of them together: each tries a whole bundle.
+
 FLOAT, INT8 = "policy.tflite", "policy_int8.tflite"
 
 

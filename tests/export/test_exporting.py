@@ -108,7 +108,7 @@ def test_the_bundle_holds_what_it_promises(exported):
     assert (provenance["seed"], provenance["steps"], provenance["run"]) == (7, 12_345, "run")
     assert 'id = "CartPole-v1"' in provenance["config"]
     quantisation = manifest["files"]["policy_int8.tflite"]["quantisation"]
-    assert quantisation["method"].startswith("dynamic")  # By whichever quantiser is installed.
+    assert quantisation["method"] in ("dynamic", "dynamic_all")  # by which packages there are
     assert quantisation["weights"]["int8"] >= 64 * 64
     assert manifest["verification"]["passed"]
     assert not manifest["verification"]["forced"]
@@ -234,7 +234,7 @@ def test_export_by_force_says_so_and_does_not_prefer_the_failed_file(exported, c
 @pytest.mark.slow
 def test_without_the_format_saved_model_the_bundle_has_no_network(exported, monkeypatch, tmp_path):
     files = [(exported[1] / name).read_bytes() for name in ("policy.tflite", "policy_int8.tflite")]
-    made = compression.Files(*files, None, {})
+    made = compression.Files(*files, None, {"method": "dynamic"})
     monkeypatch.setattr(exporting.compression, "convert", lambda *arguments, **options: made)
     verification = export(exported[0], tmp_path / "out", formats=["tflite"], episodes=1)
     assert verification.passed
@@ -266,13 +266,6 @@ def test_onnx_without_its_extra_is_refused_with_what_to_install(exported, tmp_pa
         assert str(refusal.value) == (
             "the format onnx cannot be written: tf2onnx is not installed here (pip install 'rlplatform[onnx]')"
         )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_recurrent_network_is_refused_before_anything_is_done(exported, tmp_path):
-    config = exported[0].config.replace(network={"recurrent": "gru"})
-    with pytest.raises(UserError, match=r"has a recurrent network \(gru\), which cannot be exported; train with"):
-        export(dataclasses.replace(exported[0], config=config), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -423,6 +416,7 @@ def test_where_layer_norm_fails_in_int8_a_smaller_network_is_recommended(layer, 
     assert ("--budget" in exporting._advice(subject, verification)) == advises
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_training_for_int8_can_be_asked_for_and_is_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "AWARE_STATES", 2_000)
@@ -437,6 +431,7 @@ def test_training_for_int8_can_be_asked_for_and_is_told_of(tmp_path, monkeypatch
         export(run, tmp_path / "other", "mcu", quantisation="int16x8", qat=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_policy_with_int16_activations_passes_its_gates_and_plays(tmp_path):
     run = cartpole_run(tmp_path / "run")

@@ -14,6 +14,8 @@ from rlplatform.errors import RunError
 from rlplatform.export import read, verify
 from rlplatform.runtime import Policy
 
+pytestmark = pytest.mark.slow  # All of them together: each tries a whole bundle.
+
 INT8, ONNX = "policy_int8.tflite", "policy.onnx"
 
 needs_onnx = pytest.mark.skipif(onnx_file.missing_converter() is not None, reason="the extra onnx is not installed")

@@ -206,6 +206,7 @@ def test_every_transition_equals_the_one_worked_out_by_hand(mode, num_envs, n_st
     collector.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "num_envs"), [(MODES[0], 1), *(pytest.param(mode, 7, marks=pytest.mark.slow) for mode in MODES[1:])]
 )

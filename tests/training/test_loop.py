@@ -179,6 +179,7 @@ def test_a_run_stopped_by_a_callback_goes_on_bit_for_bit(tmp_path, undisturbed):
     assert_same_run(resumed, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tmp_path, undisturbed, number):
     handler = signal.getsignal(number)
@@ -316,6 +317,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
     assert all(np.isfinite(weight).all() for weight in run.network("last").get_weights())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*not within the observation space")  # says Gymnasium
 def test_an_observation_that_is_no_number_ends_the_run_by_one_sentence(tmp_path):
     with pytest.raises(

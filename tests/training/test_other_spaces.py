@@ -38,6 +38,9 @@ def trained(name, path, steps, kwargs=None, epsilon=1.0, callbacks=()):
                 "training.learning_starts=500",
                 "replay.capacity=20000",
                 f"agent.gamma={GAMMA}",
+                "agent.n_step=1",
+                "agent.normalize_rewards=false",  # values are compared in the rewards' own units
+                "agent.huber_delta=1.0",
                 "agent.tau=0.02",
                 "agent.target_update_interval=1",
                 "optimizer.learning_rate={kind='cosine', start=3e-3, end=1e-5}",

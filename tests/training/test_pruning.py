@@ -81,6 +81,7 @@ def share_of_zeros(weights):
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_final_checkpoint_and_the_best_policy_have_the_zeros_that_were_asked_for(whole):
     size = 4 * 32 + 32 * 32 + 32 * 2
     for which in ("last", "best"):
@@ -111,6 +112,7 @@ def test_the_best_policy_is_chosen_among_those_with_all_zeros(whole):
     assert whole.best().step >= 0.8 * STEPS
 
 
+@pytest.mark.slow
 def test_before_them_there_is_none_and_a_sentence_says_so(tmp_path):
     stopped = train(tmp_path / "run", callbacks=[StopAt(HALF)])
     with pytest.raises(
@@ -244,6 +246,7 @@ def test_units_that_pruning_has_emptied_are_removed(whole):
     assert_allclose(folded - folded.mean(axis=1, keepdims=True), values - values.mean(axis=1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_bundle_of_a_pruned_run_is_smaller_than_that_of_its_network_before(tmp_path, whole):
     observations = whole.observations(64)

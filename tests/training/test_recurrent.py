@@ -187,13 +187,17 @@ def test_the_compiled_program_learns_what_the_eager_one_learns_and_goes_on_where
 
 def test_evaluation_says_where_episodes_begin_and_asks_about_the_same_environments_each_time(monkeypatch):
     monkeypatch.setattr(evaluation, "SIDE_BY_SIDE", 2)
-    told, seen = [], []
+    told, seen, played = [], [], []
 
     def act(observation):
         seen.append(observation.copy())
         return np.zeros(len(observation), np.int64)
 
-    act.begin = lambda first: told.append(first.copy())
+    def begin(first, live):
+        told.append(first.copy())
+        played.append(live.copy())
+
+    act.begin = begin
     environment = EnvironmentConfig(
         id="rlplatform.envs.probes:Counting", kwargs={"lengths": [2, 4, 3], "ends": ["terminated"]}
     )
@@ -203,6 +207,8 @@ def test_evaluation_says_where_episodes_begin_and_asks_about_the_same_environmen
     assert [len(observation) for observation in seen] == [2] * 5
     assert_array_equal([first[0] for first in told], [True, False, True, False, False])
     assert_array_equal([first[1] for first in told], [True, False, False, False, False])
+    assert_array_equal([live[0] for live in played], [True] * 5)
+    assert_array_equal([live[1] for live in played], [True] * 4 + [False])
     assert_array_equal([observation[0, 2] for observation in seen], [0, 1, 0, 1, 2])
 
 

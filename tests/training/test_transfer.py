@@ -8,7 +8,7 @@ from quick import QUICK
 
 from rlplatform import api, config
 from rlplatform.agents import networks
-from rlplatform.agents.freezing import shares
+from rlplatform.agents.freezing import freeze
 from rlplatform.config import Config
 from rlplatform.errors import UserError
 from rlplatform.training.transfer import Layer, freezable, load_source, match, take_over
@@ -20,6 +20,10 @@ def network(shape=(4,), actions=2, seed=0, **settings):
     keras.utils.set_random_seed(seed)
     made = Config().replace(network={"hidden_units": [8, 6]} | settings)
     return networks.build(made, shape, "float32", actions)
+
+
+def from_source(source, **transfer):
+    return Config().replace(transfer={"source": str(source)} | transfer)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def test_what_differs_begins_fresh_and_what_follows_is_still_found():
 def test_a_keras_file_is_a_source_too(tmp_path):
     own = keras.Sequential([keras.Input([4]), keras.layers.Dense(8, name="mine"), keras.layers.Dense(5)])
     own.save(tmp_path / "own.keras")
-    found = match(network(), load_source(str(tmp_path / "own.keras")))
+    found = match(network(), load_source(from_source(tmp_path / "own.keras")))
     assert [layer.source for layer in found] == ["mine", None, None]
 
 
@@ -56,14 +60,14 @@ def test_a_keras_file_is_a_source_too(tmp_path):
     ("source", "sentence"),
     [
         ("nowhere.keras", "there is no file"),
-        ("policy.tflite", "must be a run's folder or a"),
+        ("policy.tflite", "must be a run's folder, a .keras file or"),
         (".", "is not a run folder"),
     ],
 )
 def test_what_is_no_source_is_refused_in_a_sentence(source, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=sentence):
-        load_source(source)
+        load_source(from_source(source))
 
 
 def test_a_source_without_a_layer_that_fits_is_refused():
@@ -71,47 +75,66 @@ def test_a_source_without_a_layer_that_fits_is_refused():
         take_over(network(), network(shape=(3,), actions=7, hidden_units=[8, 9]))
 
 
+TUNED = {"frozen_layers": 2, "fine_tuned_layers": 1, "fine_tune_rate": 0.1, "fine_tune_from": 0.5}
+
+
 def test_shares_of_the_learning_rate_by_hand():
-    made = Config().replace(
-        transfer={
-            "source": "x",
-            "frozen_layers": 2,
-            "fine_tuned_layers": 1,
-            "fine_tune_rate": 0.1,
-            "fine_tune_from": 0.5,
-        },
-        training={"total_steps": 400, "train_interval": 4, "gradient_steps": 2},
+    made = from_source("x", **TUNED).replace(
+        training={"total_steps": 400, "train_interval": 4, "gradient_steps": 2, "learning_starts": 80}
     )
-    found = shares(network(), made)
-    assert found.before == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]  # kernel and bias of each layer
-    assert found.after == [0.0, 0.0, 0.1, 0.1, 1.0, 1.0]
-    assert found.turn == 100
-    assert shares(network(), made.replace(transfer={"frozen_layers": 0})) is None
-    assert shares(network(), Config()) is None
+    built = network()
+    found = freeze(built, made)
+    assert found.before == [0.0, 0.0, 1.0, 1.0]  # kernel and bias of the second and the third layer
+    assert found.after == [0.1, 0.1, 1.0, 1.0]
+    assert found.turn == 81  # half of the 2 * 81 updates: 19 of the 100 blocks are only stored
+    assert [layer.trainable for layer in built.layers if layer.weights] == [False, True, True]
+
+
+def test_where_nothing_turns_there_are_no_shares():
+    built = network()
+    assert freeze(built, from_source("x", frozen_layers=2)) is None
+    assert [layer.trainable for layer in built.layers if layer.weights] == [False, False, True]
+    for made in (from_source("x", frozen_layers=0), Config()):
+        assert freeze(built := network(), made) is None
+        assert len(built.trainable_variables) == 6
+
+
+def test_a_network_of_which_nothing_would_learn_is_refused():
+    with pytest.raises(UserError, match=r"frozen_layers must be below 3, .* got 7"):
+        freeze(network(), from_source("x", frozen_layers=7))
 
 
 def test_the_last_layer_learns_though_statistics_of_observations_come_first():
     built = network(normalize_observations=True)
     count = freezable(match(built, network(normalize_observations=True)))
-    found = shares(built, Config().replace(transfer={"source": "x", "frozen_layers": count}))
-    assert found.before == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    freeze(built, from_source("x", frozen_layers=count))
+    assert [variable.name for variable in built.trainable_variables] == ["q/kernel:0", "q/bias:0"]
 
 
 def weights(run):
     return {layer.name: layer.get_weights() for layer in run.network("last").layers if layer.weights}
 
 
-@pytest.mark.parametrize(("fine_tune", "moves"), [(0, [False, False, True]), (1, [False, True, True])])
-def test_frozen_layers_stay_and_fine_tuned_ones_move_later(source, tmp_path, fine_tune, moves):
-    run, _ = api.transfer(
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fine_tune", "learning_starts", "moves"),
+    [(0, 32, [False, False, True]), (1, 32, [False, True, True]), (1, 96, [False, True, True])],
+)
+def test_frozen_layers_stay_and_fine_tuned_ones_move_later(source, tmp_path, fine_tune, learning_starts, moves):
+    """Also where learning begins so late that half of the updates are fewer than those of a quarter of the steps."""
+    run, outcome = api.transfer(
         source,
         "rlplatform.envs.variants:HeavyCartPole",
         fine_tune=fine_tune,
         seed=2,
         out=tmp_path / "run",
-        overrides=[setting for setting in DEEP if not setting.startswith("network.")],
+        overrides=[
+            *(setting for setting in DEEP if not setting.startswith("network.")),
+            f"training.learning_starts={learning_starts}",
+        ],
         progress=False,
     )
+    assert outcome.updates == run.config.total_updates
     assert run.config.transfer.frozen_layers == 2
     assert run.config.network == source.config.network
     before, after = source.network("best"), weights(run)
@@ -123,6 +146,7 @@ def test_frozen_layers_stay_and_fine_tuned_ones_move_later(source, tmp_path, fin
     assert moved == moves
 
 
+@pytest.mark.slow
 def test_a_transferred_run_goes_on_without_its_source(source, tmp_path):
     settings = [setting for setting in DEEP if not setting.startswith("network.")]
     copy = tmp_path / "copy"

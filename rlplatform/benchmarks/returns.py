@@ -5,12 +5,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlplatform import envs, results, runs, workers
+from rlplatform import envs, workers
 from rlplatform.analysis.scores import number
+from rlplatform.benchmarks import results, runs
+from rlplatform.benchmarks.results import Form
+from rlplatform.benchmarks.runs import Bar, compact, config_of, matches
 from rlplatform.files import exclusive
-from rlplatform.results import Form
-from rlplatform.runs import Planned, compact, config_of
-from rlplatform.workers import Ask, Done, Job, bar, say
+from rlplatform.workers import Ask, Done, Job, say
 
 FORM = Form(
     "rlplatform-returns",
@@ -75,9 +76,10 @@ def measure(
             (row, seed)
             for seed in range(first_seed, first_seed + seeds)
             for row in planned
-            if not any(_is(run, row, seed) for run in tree["runs"])
+            if not any(matches(run, row.key | {"seed": seed}) for run in tree["runs"])
         ]
-        tree["failed"] = [run for run in tree["failed"] if not any(_is(run, row, seed) for row, seed in missing)]
+        again = [row.key | {"seed": seed} for row, seed in missing]
+        tree["failed"] = [run for run in tree["failed"] if not any(matches(run, key) for key in again)]
         session = results.session(tree, command)
         unknown = [row for row in planned if row.env not in tree["environments"]]
         jobs = [
@@ -89,7 +91,7 @@ def measure(
             name = row.name(seed)
             jobs.append(Job(name, train_one, (folder / name, row.env, row.preset, seed, steps, overrides, episodes)))
             totals[name] = row.config.training.total_steps
-        with _Bar(totals) as shown:
+        with Bar(totals) as shown:
             for done in workers.run(jobs, processes, folder, shown.advance):
                 _take(tree, done, session, shown)
                 results.write(out, tree)
@@ -146,22 +148,15 @@ def train_one(
 def play_random(env_id: str, preset: str, overrides: Sequence[str], episodes: int, ask: Ask) -> dict[str, Any]:
     """What random actions earn, and the mean return from which the environment counts as solved, if it names one."""
     environment = config_of(env_id, preset, 0, None, overrides).environment
-    env = envs.make_single(environment)
-    goal = getattr(env.spec, "reward_threshold", None)
-    env.close()
     returns = runs.play_random(environment, envs.seeds(0, episodes, "evaluation"))
     (mean,) = compact([sum(returns) / len(returns)])
-    return {"env": env_id, "goal": goal, "random": mean, "random_returns": returns}
+    return {"env": env_id, "goal": runs.goal(environment), "random": mean, "random_returns": returns}
 
 
-# --- the file, words and progress -----------------------------------------------------------------------------------
+# --- the file, and words ----------------------------------------------------------------------------------------------
 
 
-def _is(run: Mapping[str, Any], row: Planned, seed: int) -> bool:
-    return (run["env"], run["preset"], run["seed"]) == (row.env, row.preset, seed)
-
-
-def _take(tree: dict[str, Any], done: Done, session: int, shown: "_Bar") -> None:
+def _take(tree: dict[str, Any], done: Done, session: int, shown: Bar) -> None:
     """Puts what has ended into the file's content, and says so."""
     if done.job.function is play_random:
         if done.error is None:
@@ -178,43 +173,10 @@ def _take(tree: dict[str, Any], done: Done, session: int, shown: "_Bar") -> None
         say(f"{label}: failed: {results.fail(tree, key, session, done.error)}")
         return
     result = done.result
-    config = results.configuration_of(tree, env_id, preset)
+    config = results.configuration_of(tree, {"env": env_id, "preset": preset})
     tree["runs"].append(key | {"session": session, "config": config} | result)
     best, last = (sum(result[f"{which}_returns"]) / len(result[f"{which}_returns"]) for which in ("best", "last"))
     say(
         f"{label}: best {number(best)} (step {result['best_step']:,}), newest {number(last)}, "
         f"{result['training_seconds']:,.0f} s"
     )
-
-
-class _Bar:
-    """Env steps of all runs together, with the time left, and a line for each run that has ended.
-
-    Args:
-        totals: the env steps of each run, by the name of its job.
-    """
-
-    def __init__(self, totals: Mapping[str, int]) -> None:
-        self._totals, self._ended, self._failed = totals, 0, 0
-        self._steps = dict.fromkeys(totals, 0)
-        self._bar = bar(sum(totals.values()), " steps", unit_scale=True)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, job: Job, step: int) -> None:
-        """A run has come to `step`."""
-        step = min(step, self._totals[job.name])
-        self._bar.update(step - self._steps[job.name])
-        self._steps[job.name] = step
-
-    def finished(self, job: Job, failed: bool) -> None:
-        """A run has ended, at its last step or before."""
-        self.advance(job, self._totals[job.name])
-        self._ended += 1
-        self._failed += failed
-        failures = f", {self._failed} failed" if self._failed else ""
-        self._bar.set_postfix_str(f"{self._ended} of {len(self._totals)} runs{failures}")

@@ -6,16 +6,16 @@ import os
 import pathlib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import rlplatform
 from rlplatform import config as configuration
-from rlplatform import runs
+from rlplatform.benchmarks import runs
+from rlplatform.benchmarks.runs import matches
 from rlplatform.config import Config
 from rlplatform.errors import UserError
 from rlplatform.files import write_atomically
 from rlplatform.machine import describe, versions
-from rlplatform.runs import Planned
 
 PACKAGES = ("tensorflow", "tf_keras", "gymnasium", "numpy", "ale-py", "minatar", "minigrid", "box2d")
 
@@ -30,7 +30,7 @@ class Form(NamedTuple):
         version: of the format.
         command: the benchmark that writes it.
         parts: what it holds beside that, empty, in order; `sessions`, `configurations` and `failed` are among it.
-        records: those parts that are lists of what was measured, each with the `env` and the `preset` of its row.
+        records: those parts that are lists of what was measured, each with the key of its row.
     """
 
     name: str
@@ -38,6 +38,26 @@ class Form(NamedTuple):
     command: str
     parts: Mapping[str, Any]
     records: tuple[str, ...]
+
+
+class Row(Protocol):
+    """What is measured with one configuration: an environment with a preset, for example."""
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """What its records have, and those of no other row."""
+
+    @property
+    def config(self) -> Config:
+        """What its runs are trained from, that of seed 0."""
+
+    @property
+    def sha256(self) -> str:
+        """By which records say what they were made from."""
+
+    @property
+    def words(self) -> str:
+        """What a sentence calls it."""
 
 
 def read(path: pathlib.Path, form: Form) -> dict[str, Any]:
@@ -88,7 +108,7 @@ def write(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 def make_room(
     tree: dict[str, Any],
     form: Form,
-    planned: Iterable[Planned],
+    planned: Iterable[Row],
     out: pathlib.Path,
     overwrite: bool,
     differs: Callable[[Mapping[str, Any], Records], str],
@@ -109,27 +129,36 @@ def make_room(
         UserError: a row was made otherwise, and may not be replaced.
     """
     for row in planned:
-        kept = next((entry for entry in tree["configurations"] if row.has(entry)), None)
-        records = {name: [record for record in tree[name] if row.has(record)] for name in form.records}
+        kept = next((entry for entry in tree["configurations"] if matches(entry, row.key)), None)
+        records = {name: [record for record in tree[name] if matches(record, row.key)] for name in form.records}
         if kept is not None:
-            reason = _changes(kept["config"], row.config) or differs(kept, records)
+            reason = changes(kept["config"], row.config) or differs(kept, records)
             if reason and any(records.values()) and not overwrite:
                 raise UserError(
-                    f"{out} holds runs of {row.env} with {row.preset} that were made otherwise ({reason}); choose "
-                    "another --out, or replace them by --overwrite"
+                    f"{out} holds runs of {row.words} that were made otherwise ({reason}); choose another "
+                    "--out, or replace them by --overwrite"
                 )
             if not reason:
                 continue
             for name in (*form.records, "configurations"):
-                tree[name] = [entry for entry in tree[name] if not row.has(entry)]
-        about = {"env": row.env, "preset": row.preset, "sha256": row.sha256, **settings}
+                tree[name] = [entry for entry in tree[name] if not matches(entry, row.key)]
+        about = {**row.key, "sha256": row.sha256, **settings}
         tree["configurations"].append(about | {"config": configuration.to_toml(row.config)})
 
 
-def configuration_of(tree: Mapping[str, Any], env_id: str, preset: str) -> str:
-    """The SHA-256 of the configuration that a row has in the file."""
-    kept = (it["sha256"] for it in tree["configurations"] if (it["env"], it["preset"]) == (env_id, preset))
-    return str(next(kept))
+def changes(saved: str, config: Config) -> str:
+    """What differs between the configuration of a row that is there and a planned one, in words; empty if nothing."""
+    try:
+        before = configuration.from_dict(tomllib.loads(saved))
+    except (UserError, tomllib.TOMLDecodeError):
+        return "by another version"
+    keys = runs.differences(before, config)
+    return f"{', '.join(keys[:4])} would change" if keys else ""
+
+
+def configuration_of(tree: Mapping[str, Any], key: Mapping[str, Any]) -> str:
+    """The SHA-256 of the configuration that the row with this key has in the file."""
+    return str(next(entry["sha256"] for entry in tree["configurations"] if matches(entry, key)))
 
 
 def session(tree: dict[str, Any], command: str) -> int:
@@ -146,16 +175,6 @@ def fail(tree: dict[str, Any], key: Mapping[str, Any], session: int, error: str)
     sentence = " ".join(error.split())
     tree["failed"].append({**key, "session": session, "error": sentence})
     return sentence
-
-
-def _changes(saved: str, config: Config) -> str:
-    """What differs between the configuration of a row that is there and a planned one, in words; empty if nothing."""
-    try:
-        before = configuration.from_dict(tomllib.loads(saved))
-    except (UserError, tomllib.TOMLDecodeError):
-        return "by another version"
-    keys = runs.differences(before, config)
-    return f"{', '.join(keys[:4])} would change" if keys else ""
 
 
 def _cores() -> int:

@@ -9,10 +9,11 @@ import pytest
 from known import RULE, cartpole_run
 from quick import QUICK, run_here
 
-from rlplatform import api, cli, methods, results, retention, runs, workers
+from rlplatform import api, cli, workers
+from rlplatform.benchmarks import methods, results, retention, runs
+from rlplatform.benchmarks.methods import Method, Teacher
 from rlplatform.compression import search
 from rlplatform.errors import RunError, UserError
-from rlplatform.methods import Method, Teacher
 
 ENV = "rlplatform.envs.probes:TwoSteps"
 
@@ -181,12 +182,12 @@ def test_what_is_wrong_is_found_before_anything_is_trained(invented, tmp_path):
     for options, sentence in (
         ({"env_ids": ["CartPol-v1"]}, "did you mean 'CartPole-v1'"),
         ({"texts": ["int8", "tiny"]}, "unknown method 'tiny'; methods are folds, int8, auto, a size like 2.7kB"),
-        ({"overrides": [*QUICK, "network.recurrent=lstm"]}, "recurrent network, which cannot be compressed"),
+        ({"overrides": [*QUICK, "network.recurrent=lstm"]}, "recurrent network, of which no students are made"),
     ):
         with pytest.raises(UserError, match=sentence):
             measure(out, **options)
     assert os.listdir(tmp_path) == []
-    returns = pathlib.Path(__file__).resolve().parent.parent / "benchmarks" / "returns.json"
+    returns = pathlib.Path(__file__).resolve().parent.parent.parent / "benchmarks" / "returns.json"
     with pytest.raises(UserError, match="is no file of `rlplatform benchmark compression`"):
         retention.read(returns)
 
@@ -271,14 +272,15 @@ def test_a_file_is_measured_on_its_teachers_episodes_and_a_refused_one_is_marked
     monkeypatch.setattr(
         search, "distil", lambda model, *_, **__: model.layers[-1].set_weights([against, np.zeros(2, np.float32)])
     )
-    (cell,) = methods.shrink(run.path, ["1.5kB"], teacher, "64-64", said.append)
+    (cell,) = methods.shrink(run.path, ["0.9kB"], teacher, "64-64", said.append)
     assert cell["distilled"]
-    assert cell["bytes"] <= 1_500
+    assert cell["bytes"] <= 900
     assert not cell["passed"]
     assert any(sentence.startswith("gate 'return' failed for") for sentence in cell["failures"])
     assert max(cell["returns"]) < 50.0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_teacher_is_trained_once_and_its_rival_as_it_was(here, tmp_path):
     overrides = (*QUICK, "network.dueling=true")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlplatform import speed
+from rlplatform.benchmarks import speed
 from rlplatform.config import constant
 from rlplatform.errors import UserError
 from rlplatform.presets import resolve
@@ -35,6 +35,7 @@ def test_tasks_are_the_work_that_other_libraries_are_measured_on(
     flags = [config.agent.double, config.network.dueling, config.network.noisy, config.replay.prioritized]
     assert not any(flags)
     assert (config.agent.head, config.agent.n_step, config.agent.gamma) == ("scalar", 1, 0.99)
+    assert (config.agent.tau, config.agent.normalize_rewards, config.network.layer_norm) == (1.0, False, False)
     assert config.evaluation.interval == config.checkpoint.interval == 0
 
 

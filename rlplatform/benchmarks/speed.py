@@ -22,8 +22,11 @@ _CARTPOLE = {
     "training.gradient_steps": 1,
     "replay.capacity": 10_000,
     "agent.double": "false",
+    "agent.n_step": 1,
+    "agent.normalize_rewards": "false",
     "agent.huber_delta": "inf",
     "agent.target_update_interval": 50,
+    "agent.tau": 1.0,
     "exploration.epsilon": '{kind = "linear", start = 1.0, end = 0.05, fraction = 0.5}',
 }
 # DQN of Mnih et al. 2015 at the settings of today's libraries: one update of batch 32 every 4 env steps.

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rlplatform import envs, runs
+from rlplatform import envs
+from rlplatform.benchmarks import runs
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
 from rlplatform.workers import Ask
@@ -260,7 +261,7 @@ def _measured(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What each of the wanted files of a bundle is, and how it plays; and what the bundle says of its compression."""
     from rlplatform import training
-    from rlplatform.compression.verification import act_of
+    from rlplatform.compression.playing import act_of
     from rlplatform.runtime import Policy
 
     with tempfile.TemporaryDirectory() as place:

@@ -5,15 +5,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rlplatform import methods as ways
-from rlplatform import results, runs, workers
+from rlplatform import workers
 from rlplatform.analysis.retained import scratch_of
 from rlplatform.analysis.scores import number
+from rlplatform.benchmarks import methods as ways
+from rlplatform.benchmarks import results, runs
+from rlplatform.benchmarks.methods import Teacher
+from rlplatform.benchmarks.results import Form
+from rlplatform.benchmarks.runs import Planned
 from rlplatform.errors import UserError
 from rlplatform.files import exclusive
-from rlplatform.methods import Teacher
-from rlplatform.results import Form
-from rlplatform.runs import Planned
 from rlplatform.workers import Done, Job, bar, say
 
 FORM = Form(
@@ -84,7 +85,7 @@ def measure(
     planned = runs.plan(env_ids, [preset], steps, overrides)
     for row in planned:
         if row.config.is_recurrent:
-            raise UserError(f"{preset} has a recurrent network, which cannot be compressed; choose another preset")
+            raise UserError(f"{preset} has a recurrent network, of which no students are made; choose another preset")
     folder = out.with_name(f"{out.stem}.runs")
     settings = {"target": target, "episodes": episodes, "compress_episodes": compress_episodes}
     with exclusive(folder):
@@ -131,7 +132,7 @@ class Member(NamedTuple):
     @property
     def key(self) -> dict[str, Any]:
         """What each of its records has."""
-        return {"env": self.row.env, "preset": self.row.preset, "seed": self.teacher.seed}
+        return self.row.key | {"seed": self.teacher.seed}
 
     @property
     def name(self) -> str:
@@ -140,7 +141,7 @@ class Member(NamedTuple):
 
     def has(self, record: Mapping[str, Any]) -> bool:
         """Whether a record is about it."""
-        return self.row.has(record) and record["seed"] == self.teacher.seed
+        return runs.matches(record, self.key)
 
 
 class _Work:
@@ -209,7 +210,7 @@ class _Work:
         if done.job.function is ways.teach:
             self._runs[member.name], record = done.result
             if self._record(member) is None:
-                config = results.configuration_of(self._tree, member.row.env, member.row.preset)
+                config = results.configuration_of(self._tree, member.row.key)
                 self._tree["teachers"].append(about | {"config": config} | record)
                 say(f"{label}: mean return {number(_mean(record))}, {record['training_seconds']:,.0f} s")
             return None

@@ -14,10 +14,11 @@ import pytest
 from numpy.testing import assert_allclose
 from quick import QUICK, run_here
 
-from rlplatform import api, cli, config, results, returns, runs, workers
+from rlplatform import api, cli, config, workers
+from rlplatform.benchmarks import results, returns, runs
 from rlplatform.errors import RunError, UserError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ENV = "rlplatform.envs.probes:TwoSteps"
 
 
