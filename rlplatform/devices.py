@@ -15,7 +15,6 @@ from rlplatform.config import Device
 from rlplatform.errors import UserError
 
 CLUSTER = "TF_CONFIG"  # where TensorFlow reads who the workers are
-TIMEOUT_SECONDS = 3_600.0  # how long a worker waits for the others, the chief's evaluations included
 
 
 def strategy(device: Device, replicas: int = 0) -> tf.distribute.Strategy:
@@ -174,8 +173,9 @@ def cluster() -> Cluster:
 def _multiworker() -> tf.distribute.Strategy:
     cluster()
     _grow_memory()
-    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=TIMEOUT_SECONDS)
-    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    # No timeout: each exchange would have a thread that sleeps as long. A worker that is gone is found by the health
+    # check, in about half a minute.
+    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 # --- what replicas tell one another ---------------------------------------------------------------------------------
