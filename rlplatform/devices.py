@@ -291,8 +291,12 @@ def _mirrored(replicas: int) -> list[str]:
 
 @functools.cache
 def _mirrored_on(*names: str) -> tf.distribute.Strategy:
-    """One for each set of devices in a process: the collectives of two would take each other's messages."""
-    return tf.distribute.MirroredStrategy(names)
+    """One for each set of devices in a process: the collectives of two would take each other's messages.
+
+    Logical CPUs share their memory. What they exchange is added up there: collectives would keep 2 kB of each exchange.
+    """
+    shared = "cpu" in names[0]
+    return tf.distribute.MirroredStrategy(names, tf.distribute.ReductionToOneDevice() if shared else None)
 
 
 def _grow_memory() -> None:

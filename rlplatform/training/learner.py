@@ -231,7 +231,7 @@ class Learner(tf.Module):
         self.replicas.repeat(last, lambda index: self.replicas.run(update, batches, index, learning_rate))
         metrics = self.replicas.run(update, batches, tf.constant(last), learning_rate)
         items = [self.replicas.joined(field) for field in metrics[2:]]
-        found = UpdateMetrics(self.replicas.mean(metrics.loss), self.replicas.mean(metrics.gradient_norm), *items)
+        found = UpdateMetrics(self.replicas.mean(metrics.loss), self.replicas.one(metrics.gradient_norm), *items)
         return found, flat_weights(self.agent.online)
 
     # --- from the host --------------------------------------------------------------------------------------------

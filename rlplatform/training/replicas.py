@@ -13,7 +13,7 @@ from rlplatform.errors import RunError
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
-CHUNK = 1 << 26  # bytes that a worker tells the others at once
+HEAD, CHUNK = 120, 1 << 26  # bytes that a worker tells the others at first, and at once after that
 _GONE = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -137,6 +137,10 @@ class Replicas:
         """Traced: what `run` gave on the replicas of this process, one after the other along the first axis."""
         return tf.concat(self.strategy.experimental_local_results(value), axis=0)
 
+    def one(self, value: Any) -> tf.Tensor:
+        """Traced: what `run` gave on each replica alike."""
+        return self.strategy.experimental_local_results(value)[0]
+
     def mean(self, value: Any) -> tf.Tensor:
         """Traced: the mean of what `run` gave on all replicas."""
         return self.strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
@@ -168,28 +172,25 @@ class Replicas:
         """
         if self.workers == 1:
             return [value]
-        data = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
-        told = self._gathered(np.array([len(data)], np.int64).view(np.uint8))
-        sizes = [int(size) for size in told.view(np.int64)[:, 0]]
-        received: list[list[bytes]] = [[] for _ in sizes]
-        for start in range(0, max(sizes), CHUNK):
+        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        heads = self._gathered(len(data).to_bytes(8, "little") + data[:HEAD])
+        sizes = [int.from_bytes(head[:8], "little") for head in heads]
+        received = [[head[8:]] for head in heads]
+        for start in range(HEAD, max(sizes), CHUNK):
             length = min(CHUNK, max(sizes) - start)
-            own = data[start : start + length]
-            part = np.pad(own, (0, length - len(own)))
-            for chunks, chunk in zip(received, self._gathered(part), strict=True):
-                chunks.append(chunk.tobytes())
+            for chunks, chunk in zip(received, self._gathered(data[start : start + length], length), strict=True):
+                chunks.append(chunk)
         return [pickle.loads(b"".join(chunks)[:size]) for chunks, size in zip(received, sizes, strict=True)]
 
-    def _gathered(self, data: Array) -> Array:
-        """[W, M] uint8, the data `[M]` of all workers, of one length.
+    def _gathered(self, data: bytes, length: int = 8 + HEAD) -> list[bytes]:
+        """The data of all workers, each filled up to a length that all of them know.
 
         Collectives know no bytes: four of them are a number, and every replica brings its part. Lengths are rounded up
         to few different ones, for each of which the program is traced.
         """
         unit = 4 * len(self.devices)
-        padded = np.zeros(max(unit, unit << (-(-len(data) // unit) - 1).bit_length()), np.uint8)
-        padded[: len(data)] = data
+        numbers = np.frombuffer(data.ljust(max(unit, unit << (-(-length // unit) - 1).bit_length()), b"\0"), np.int32)
         with self.together():
-            told = self._exchange(self.split(padded.view(np.int32), 0))
+            told = self._exchange(self.split(numbers, 0))
             whole = self.strategy.experimental_local_results(told)[0].numpy()
-        return np.ascontiguousarray(whole.reshape(self.workers, -1).view(np.uint8)[:, : len(data)])
+        return [own.tobytes()[:length] for own in whole.reshape(self.workers, -1)]

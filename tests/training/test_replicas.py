@@ -316,10 +316,10 @@ def test_a_program_that_is_traced_once_for_all_replicas_does_the_same(learned, m
 
 
 @pytest.mark.slow
-def test_a_function_of_its_own_for_each_replica_does_the_same(learned, monkeypatch, strategy):
+def test_a_function_of_its_own_for_each_replica_does_the_same(learned, monkeypatch):
     """The way on GPUs, but for XLA: whoever draws and updates is found inside the functions too."""
     config, _, results, _ = learned
-    functions = new(config, strategy)
+    functions = new(config, tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]))  # with collectives
     functions.replicas.compiled, function = True, tf.function
     monkeypatch.setattr(tf, "function", lambda *given, jit_compile=False, **options: function(*given, **options))
     for block, before in zip(blocks_of(4, config), results, strict=True):
