@@ -41,6 +41,7 @@ class Retained:
         kept: whether the interval of `retention` lies above 0.95; None for fewer than 3 teachers.
         golden: how often the file acts as the teacher where that is least sure; None for `scratch`.
         visited: the same, in states that the file itself visits.
+        clear: the same as `golden`, where the teacher's two best values lie more than two of the file's steps apart.
         microseconds: for one decision, one thread.
         seconds: that compressing and verifying took.
         refused: teachers whose bundle a gate has refused.
@@ -60,6 +61,7 @@ class Retained:
     kept: bool | None
     golden: float | None
     visited: float | None
+    clear: float | None
     microseconds: float
     seconds: float
     refused: int
@@ -121,7 +123,7 @@ def rows(tree: Mapping[str, Any]) -> list[Retained]:
     Args:
         tree: `teachers`, each with `env`, `preset`, `seed`, `returns` and `random_returns`; and `cells`, with the same
             key, `method`, `architecture`, `variant`, `distilled`, `bytes`, `gzip_bytes`, `microseconds`, `golden`,
-            `visited`, `passed`, `seconds` and `returns`. All returns of a teacher are of the same episodes.
+            `visited`, `clear`, `passed`, `seconds` and `returns`. All returns of a teacher are of the same episodes.
     """
     table = []
     for (env, preset), method, cells in _by_method(tree):
@@ -188,7 +190,7 @@ def scratch_of(tree: Mapping[str, Any], cell: Cell) -> dict[str, Any] | None:
 def as_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
     """The rows, who wins at the same bytes, and what has failed, as text for a terminal or as Markdown."""
     head = ["environment", "preset", "method", "teachers", "network", "bytes", "ratio", "retention [95 %]", "kept"]
-    head += ["mean", "worst", "agreement", "golden", "µs", "refused"]
+    head += ["mean", "worst", "agreement", "golden", "clear", "µs", "refused"]
     body = [
         [
             row.env,
@@ -204,6 +206,7 @@ def as_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
             "-" if row.worst is None else number(row.worst, 3),
             _percent(row.visited),
             _percent(row.golden),
+            _percent(row.clear),
             f"{row.microseconds:.1f}",
             str(row.refused) if row.refused else "-",
         ]
@@ -248,6 +251,7 @@ def _row(tree: Mapping[str, Any], env: str, preset: str, method: str, cells: Seq
         kept=None if len(cells) < FEW else kept is not None and kept.low >= KEPT,
         golden=None if method.startswith(SCRATCH) else _median(cells, "golden"),
         visited=None if method.startswith(SCRATCH) else _median(cells, "visited"),
+        clear=_clear(cells),
         microseconds=_median(cells, "microseconds"),
         seconds=_median(cells, "seconds"),
         refused=sum(not cell["passed"] for cell in cells),
@@ -297,6 +301,12 @@ def _finite(interval: Interval) -> Interval | None:
 
 def _counted(cells: Sequence[Cell]) -> dict[str, int]:
     return dict(Counter(str(cell["architecture"]) for cell in cells).most_common())
+
+
+def _clear(cells: Sequence[Cell]) -> float | None:
+    """The median of those that have any clear state."""
+    found = [cell["clear"] for cell in cells if cell["clear"] is not None]
+    return float(np.median(found)) if found else None
 
 
 def _median(cells: Sequence[Cell], name: str) -> float:

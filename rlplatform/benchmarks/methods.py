@@ -222,7 +222,7 @@ def train_small(
     (cell,), _ = _measured(make, [variant], teacher)
     about = {"method": "scratch", "architecture": architecture, "distilled": False}
     seconds = round(float(runs.newest_row(run.path)["seconds"]), 1)
-    return [about | cell | {"golden": None, "visited": None, "training_seconds": seconds}]
+    return [about | cell | {"golden": None, "visited": None, "clear": None, "training_seconds": seconds}]
 
 
 def finished(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
@@ -290,8 +290,10 @@ def _measured(
                     "microseconds": round(row.microseconds, 2),
                     "golden": None if row.golden is None else round(row.golden.overall, 5),
                     "visited": None if row.visited is None else round(row.visited.overall, 5),
+                    "clear": None if row.golden is None or row.golden.clear is None else round(row.golden.clear, 5),
                     "passed": not failed,
                     "failures": failed,
+                    "gates": {gate.name: gate.sentence for gate in verification.gates if gate.file == row.name},
                     "seconds": seconds,
                     "returns": runs.compact(played.returns),
                 }

@@ -18,7 +18,7 @@ def teacher(seed, returns=100.0, random=0.0):
 
 def cell(method, seed, returns, bytes=1_000, architecture="64-64", **more):
     made = {"variant": "int8", "distilled": False, "gzip_bytes": bytes // 2, "microseconds": 2.0, "golden": 0.9}
-    made |= {"visited": 0.8, "passed": True, "failures": [], "seconds": 3.0}
+    made |= {"visited": 0.8, "clear": 1.0, "passed": True, "failures": [], "seconds": 3.0}
     played = {"returns": [returns] * EPISODES}
     return KEY | {"seed": seed, "method": method, "bytes": bytes, "architecture": architecture} | made | played | more
 
@@ -33,7 +33,8 @@ def both(distilled, scratch, bytes=1_000):
         cell("auto", seed, kept, bytes, "16-16", distilled=True, golden=0.7) for seed, kept in enumerate(distilled)
     ]
     rivals = [
-        cell("scratch", seed, kept, bytes + 8, "16-16", golden=None, visited=None) for seed, kept in enumerate(scratch)
+        cell("scratch", seed, kept, bytes + 8, "16-16", golden=None, visited=None, clear=None)
+        for seed, kept in enumerate(scratch)
     ]
     return tree([*cells, *rivals])
 
@@ -112,7 +113,17 @@ def test_a_row_has_medians_over_teachers_and_ratios_to_each_ones_own_file():
     cells = [cell("folds", seed, 100.0, size) for seed, size in enumerate((40_000, 20_000, 90_000))]
     sizes, shapes = (1_000, 1_000, 3_000), ("16", "32", "16")
     cells += [
-        cell("auto", seed, 100.0, size, shape, microseconds=time, seconds=10.0 * seed, passed=seed != 2)
+        cell(
+            "auto",
+            seed,
+            100.0,
+            size,
+            shape,
+            microseconds=time,
+            seconds=10.0 * seed,
+            passed=seed != 2,
+            clear=(0.7, 0.9, None)[seed],
+        )
         for seed, (size, shape, time) in enumerate(zip(sizes, shapes, (1.0, 5.0, 2.0), strict=True))
     ]
     folds, auto = rows(tree(cells, teachers=3))
@@ -120,6 +131,7 @@ def test_a_row_has_medians_over_teachers_and_ratios_to_each_ones_own_file():
     assert (auto.ratio, auto.bytes, auto.gzip_bytes) == (30.0, 1_000, 500)
     assert auto.networks == {"16": 2, "32": 1}
     assert (auto.microseconds, auto.seconds, auto.golden, auto.visited) == (2.0, 10.0, 0.9, 0.8)
+    assert (auto.clear, folds.clear) == (0.8, 1.0), "of those that have clear states"
     assert (auto.teachers, auto.refused) == (3, 1)
     assert "16 ×2, 32 ×1" in as_table(tree(cells, teachers=3))
 
@@ -131,7 +143,7 @@ def test_an_agent_from_scratch_stands_under_the_students_of_its_architecture_and
     auto, scratch, int8 = rows(found)
     assert [row.method for row in (auto, scratch, int8)] == ["auto", "scratch as auto", "int8"]
     assert (auto.retention.estimate, scratch.retention.estimate) == pytest.approx((0.99, 0.9))
-    assert (scratch.golden, scratch.visited) == (None, None)
+    assert (scratch.golden, scratch.visited, scratch.clear) == (None, None, None)
     assert scratch_of(found, found["cells"][-1]) is None
     assert scratch_of(found, found["cells"][1])["seed"] == 1
 

@@ -42,7 +42,14 @@ def invented(here, monkeypatch):
 
     def cells(texts, teacher, **about):
         figures = {"variant": "int8", "bytes": 1_000, "gzip_bytes": 500, "microseconds": 2.0, "golden": 0.9}
-        figures |= {"visited": 0.9, "passed": True, "failures": [], "seconds": 1.0, "returns": [9] * teacher.episodes}
+        figures |= {
+            "visited": 0.9,
+            "clear": 1.0,
+            "passed": True,
+            "failures": [],
+            "seconds": 1.0,
+            "returns": [9] * teacher.episodes,
+        }
         return [{"method": text} | figures | about for text in texts]
 
     def shrink(run, texts, teacher, own, ask):
@@ -266,6 +273,8 @@ def test_a_file_is_measured_on_its_teachers_episodes_and_a_refused_one_is_marked
     assert folds["returns"] == int8["returns"] == expected.tolist() == [500.0] * 5
     assert (folds["variant"], int8["variant"]) == ("float", "int8")
     assert folds["bytes"] > 2 * int8["bytes"]
+    assert folds["clear"] == 1.0
+    assert {"agreement", "return", "runtime reference"} <= set(int8["gates"])
     assert (folds["golden"], folds["passed"], folds["architecture"], folds["distilled"]) == (1.0, True, "64-64", False)
     assert any(words.startswith("playing") for words in said)
     against = np.stack([RULE, -RULE], axis=1).astype(np.float32)
