@@ -2,14 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from rlplatform.config import NetworkConfig
+from rlplatform.config import Convolution, NetworkConfig
 from rlplatform.experience.draws import random_normal
 
 COSINES = 64  # n in Dabney et al. 2018b, eq. 4
@@ -246,6 +246,13 @@ def linear(units: int, name: str, config: NetworkConfig) -> Any:
     return (
         NoisyDense(units, sigma=config.noisy_sigma, name=name) if config.noisy else keras.layers.Dense(units, name=name)
     )
+
+
+def convolve(features: Any, convolutions: Iterable[Convolution]) -> Any:
+    """Convolutions `conv_0`, `conv_1`, ... on `features` `[B, H, W, C]`, each without padding and with ReLU."""
+    for index, (filters, size, stride) in enumerate(convolutions):
+        features = keras.layers.Conv2D(filters, size, stride, activation="relu", name=f"conv_{index}")(features)
+    return features
 
 
 def hidden(features: Any, units: int, name: str, config: NetworkConfig, noisy: bool = False) -> Any:

@@ -1,19 +1,21 @@
 """Torsos: from observations to features, one function each, and how a configuration names them."""
 
+import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tf_keras as keras
 
 from rlplatform.agents.backbones import BACKBONES, feature_maps
-from rlplatform.agents.layers import hidden, hidden_stream
-from rlplatform.config import NetworkConfig
+from rlplatform.agents.layers import convolve, hidden, hidden_stream
+from rlplatform.config import Convolution, NetworkConfig
 from rlplatform.errors import UserError, nearest
 
 Stream = Callable[[Any], Any]  # the last hidden layers of one value stream: features -> features
 Torso = Callable[[Any, NetworkConfig], tuple[Any, Callable[[str], Stream]]]
-SMALLEST_IMAGE = 36  # pixels that the three convolutions of `nature` need without padding
+NATURE = (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1))
+MINATAR = (Convolution(16, 3, 1),)
 
 
 def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:
@@ -24,7 +26,7 @@ def is_dense(config: NetworkConfig, observation_shape: tuple[int, ...]) -> bool:
 def torso_function(name: str, observation_shape: tuple[int, ...]) -> Torso:
     """The torso by name; `auto` takes `nature` for images of at least 36 x 36 and `mlp` for all else."""
     if name == "auto":
-        image = len(observation_shape) == 3 and min(observation_shape[:2]) >= SMALLEST_IMAGE
+        image = len(observation_shape) == 3 and min(observation_shape[:2]) >= _smallest_image(NATURE)
         name = "nature" if image else "mlp"
     if name in TORSOS:
         return TORSOS[name]
@@ -57,13 +59,19 @@ def mlp(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], S
     return features, hidden_stream(config.hidden_units[-1], f"dense_{len(config.hidden_units) - 1}", config)
 
 
+def cnn(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
+    """Convolutions without padding, then dense layers as those of `mlp`, or none; for channels-last images."""
+    if not config.convolutions:
+        raise UserError(
+            "network.convolutions needs at least one layer, like [[16, 3, 1]]; got []: network.torso = 'mlp' has none"
+        )
+    _check(config.torso, observation, _smallest_image(config.convolutions))
+    return (mlp if config.hidden_units else linear)(convolve(observation, config.convolutions), config)
+
+
 def nature(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
     """Three convolutions and a Dense of 512 units (Mnih et al. 2015), for channels-last images of at least 36 x 36."""
-    _check("nature", observation, SMALLEST_IMAGE)
-    features = observation
-    for index, (filters, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
-        features = keras.layers.Conv2D(filters, size, stride, activation="relu", name=f"conv_{index}")(features)
-    return keras.layers.Flatten(name="flatten")(features), hidden_stream(512, "dense_0", config)
+    return cnn(observation, dataclasses.replace(config, convolutions=NATURE, hidden_units=(512,)))
 
 
 def minatar(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
@@ -71,9 +79,7 @@ def minatar(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str
 
     For channels-last images of at least 3 x 3, such as MinAtar's of 10 x 10.
     """
-    _check("minatar", observation, smallest=3)
-    features = keras.layers.Conv2D(16, 3, activation="relu", name="conv_0")(observation)
-    return keras.layers.Flatten(name="flatten")(features), hidden_stream(128, "dense_0", config)
+    return cnn(observation, dataclasses.replace(config, convolutions=MINATAR, hidden_units=(128,)))
 
 
 def impala(observation: Any, config: NetworkConfig) -> tuple[Any, Callable[[str], Stream]]:
@@ -120,18 +126,27 @@ def _conv(features: Any, filters: int, name: str) -> Any:
     return keras.layers.Conv2D(filters, 3, padding="same", name=name)(features)
 
 
+def _smallest_image(convolutions: Sequence[Convolution]) -> int:
+    """The side in pixels of the image of which the last convolution makes a single place."""
+    side = 1
+    for _, size, stride in reversed(convolutions):
+        side = (side - 1) * stride + size
+    return side
+
+
 def _check(name: str, observation: Any, smallest: int) -> None:
     """Refuses what is no image, or too small a one."""
     if len(observation.shape) != 4 or min(observation.shape[1:3]) < smallest:
         raise UserError(
-            f"network.torso {name!r} needs images of at least {smallest} x {smallest} with channels last; got "
-            f"{tuple(observation.shape[1:])}, for which 'mlp' works"
+            f"network.torso {name!r} needs images of at least {smallest} x {smallest} for its convolutions, with "
+            f"channels last; got {tuple(observation.shape[1:])}, for which 'mlp' works"
         )
 
 
 TORSOS: dict[str, Torso] = {
     "linear": linear,
     "mlp": mlp,
+    "cnn": cnn,
     "nature": nature,
     "minatar": minatar,
     "impala": impala,

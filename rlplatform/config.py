@@ -9,7 +9,7 @@ import pathlib
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import tomli_w
 
@@ -104,15 +104,29 @@ class EnvironmentConfig:
     kwargs: dict[str, Any] = _field({}, "passed to the environment's constructor")
 
 
+class Convolution(NamedTuple):
+    """A convolution with ReLU, without padding: a list of three whole numbers in TOML."""
+
+    filters: int
+    size: int  # of the kernel, in rows and in columns
+    stride: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """The Q-network: a torso and, on top of it, one or two streams of values."""
 
     torso: str = _field(
         "auto",
-        "auto, linear, mlp, nature, minatar, impala, impala_x2, vgg16, mobilenet_v2, or `module:function` of your own",
+        "auto, linear, mlp, cnn, nature, minatar, impala, impala_x2, vgg16, mobilenet_v2, or `module:function` of "
+        "your own",
     )
-    hidden_units: tuple[int, ...] = _field((256, 256), "mlp, vgg16, mobilenet_v2: width of each hidden layer", 1, 65536)
+    convolutions: tuple[Convolution, ...] = _field(
+        (), "cnn: filters, kernel size and stride of each convolution, like [[32, 8, 4], [64, 4, 2]]", 1, 65536
+    )
+    hidden_units: tuple[int, ...] = _field(
+        (256, 256), "mlp, cnn, vgg16, mobilenet_v2: width of each hidden layer", 1, 65536
+    )
     backbone_size: int = _field(
         0, "vgg16, mobilenet_v2: side of the images that they see, from 32 on; 0: the frames' own size", 0, 1024
     )
@@ -490,6 +504,8 @@ def _value(hint: Any, value: Any, field: dataclasses.Field[Any], path: str) -> A
     """`value` as the type that `hint` names, or a `UserError` that names `path`."""
     if hint is Schedule:
         return _schedule(value, field, path)
+    if hint is Convolution:
+        return _convolution(value, field, path)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{path} is a section and needs keys of its own; got {value!r}")
@@ -501,9 +517,11 @@ def _value(hint: Any, value: Any, field: dataclasses.Field[Any], path: str) -> A
             raise UserError(f"{path} cannot be {value!r}; {nearest(str(value), choices)}")
         return value
     if origin is tuple:
+        kind = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
-            raise UserError(f"{path} must be a list like [256, 256]; got {value!r}")
-        return tuple(_value(typing.get_args(hint)[0], item, field, path) for item in value)
+            example = "[[32, 8, 4], [64, 4, 2]]" if kind is Convolution else "[256, 256]"
+            raise UserError(f"{path} must be a list like {example}; got {value!r}")
+        return tuple(_value(kind, item, field, path) for item in value)
     if origin is dict:
         return _table(value, path)
     if hint is bool:
@@ -531,6 +549,15 @@ def _schedule(value: Any, field: dataclasses.Field[Any], path: str) -> Schedule:
     for number in schedule.values:
         _number(float, number, field, _join(path, "values"))
     return schedule
+
+
+def _convolution(value: Any, field: dataclasses.Field[Any], path: str) -> Convolution:
+    if not isinstance(value, list | tuple) or len(value) != len(Convolution._fields):
+        raise UserError(
+            f"each item of {path} must be filters, kernel size and stride of one convolution, like [32, 8, 4]; "
+            f"got {_plain(value)!r}"
+        )
+    return Convolution(*(_number(int, number, field, path) for number in value))
 
 
 def _table(value: Any, path: str) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def test_a_key_like_no_other_is_refused_with_those_of_its_section():
         ("environment.id", 3, "must be a text; got 3"),
         ("network.hidden_units", 64, "must be a list like [256, 256]; got 64"),
         ("network.hidden_units", [64, "wide"], "must be a whole number; got 'wide'"),
+        ("network.convolutions", 64, "must be a list like [[32, 8, 4], [64, 4, 2]]; got 64"),
+        ("network.convolutions", [[64, "wide", 1]], "must be a whole number; got 'wide'"),
         ("environment.kwargs", 3, "must be a table like {gravity = -9.8}; got 3"),
         (
             "optimizer.learning_rate",
@@ -97,6 +99,13 @@ def test_a_wrong_type_is_refused_with_the_right_one(key, value, message):
         config.from_dict(tree)
 
 
+@pytest.mark.parametrize("value", [[16, 3, 1], [[16, 3, 1], [16, 3]], [[16, 3, 1, 1]], [[]], ["16x3s1"]])
+def test_a_convolution_that_is_no_list_of_three_is_refused(value):
+    wrong = next(item for item in value if not isinstance(item, list) or len(item) != 3)
+    words = "each item of network.convolutions must be filters, kernel size and stride of one convolution, like"
+    refused(f"{words} [32, 8, 4]; got {wrong!r}", network={"convolutions": value})
+
+
 def test_a_python_object_for_the_environment_is_refused_because_no_file_could_hold_it():
     refused(
         "environment.kwargs can hold texts, numbers, true, false, lists and tables only; got {'model': None}",
@@ -111,10 +120,11 @@ def test_a_number_out_of_range_is_refused_with_the_range(key, field):
     low, high, above = (field.metadata[bound] for bound in ("low", "high", "above"))
     outside = [low - 1] if low is not None else [] if above is None else [above, above - 1]
     outside += [] if high is None else [high + 1]
-    is_list = field.name == "hidden_units"
+    like = {"hidden_units": lambda number: [number], "convolutions": lambda number: [[16, number, 1]]}
+    written = like.get(field.name, lambda number: number)
     for number in outside:
         with pytest.raises(UserError, match=f"{re.escape(key)} must be (at least|above|between|at most) ") as caught:
-            resolve("X-v0", overrides=[f"{key}={[number] if is_list else number}"])
+            resolve("X-v0", overrides=[f"{key}={written(number)}"])
         for bound in (low, high, above):
             assert bound is None or str(bound) in str(caught.value)
 
@@ -541,6 +551,7 @@ def schedules(draw):
     return Schedule(kind=kind, start=draw(ends), end=draw(ends), fraction=draw(numbers))
 
 
+widths = st.integers(1, 65536)
 toml_values = st.recursive(
     st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -559,7 +570,11 @@ def trees(draw):
             "num_envs": num_envs,
             "kwargs": draw(st.dictionaries(st.text(), toml_values, max_size=3)),
         },
-        "network": {"hidden_units": draw(st.lists(st.integers(1, 65536), max_size=4)), "dueling": draw(st.booleans())},
+        "network": {
+            "hidden_units": draw(st.lists(widths, max_size=4)),
+            "convolutions": draw(st.lists(st.tuples(widths, widths, widths), max_size=3)),
+            "dueling": draw(st.booleans()),
+        },
         "replay": {"capacity": draw(st.integers(10**8, 2**63 - 1))},
         "agent": {"huber_delta": draw(st.floats(0.0, exclude_min=True)), "gamma": draw(numbers)},
         "optimizer": {"learning_rate": draw(schedules())},
@@ -578,6 +593,7 @@ def test_any_configuration_survives_its_file(tree, tmp_path_factory):
     assert config.from_dict(config.to_dict(made)) == made
     assert made.replace() == made
     assert made.network.hidden_units == tuple(tree["network"]["hidden_units"])
+    assert made.network.convolutions == tuple(tree["network"]["convolutions"])
     assert made.optimizer.learning_rate == tree["optimizer"]["learning_rate"]
 
 

@@ -322,7 +322,8 @@ def accepted(hint, field):
     if hint is config.Schedule:
         words = "a number or a schedule"
     elif typing.get_origin(hint) is tuple:
-        words = "a list of whole numbers" if typing.get_args(hint)[0] is int else "a list of numbers"
+        kinds = {int: "a list of whole numbers", config.Convolution: "a list of lists of three whole numbers"}
+        words = kinds.get(typing.get_args(hint)[0], "a list of numbers")
     elif typing.get_origin(hint) is dict:
         words = "a table"
     span = config._range(*(f"{bound:,}" if isinstance(bound, int) else bound for bound in (low, high, above)))

@@ -74,8 +74,8 @@ def parse(text: str) -> Method:
     return Method(**found)
 
 
-def from_scratch(architecture: str) -> list[str] | None:
-    """The settings of an agent whose network has a student's architecture; None where a student has convolutions.
+def from_scratch(architecture: str) -> list[str]:
+    """The settings of an agent whose network has a student's architecture.
 
     Args:
         architecture: as `compression.students` writes it.
@@ -83,12 +83,14 @@ def from_scratch(architecture: str) -> list[str] | None:
     from rlplatform.compression import students
 
     shape = students.parse(architecture)
-    if shape.convolutions:
-        return None
-    plain = ["network.dueling=false", "network.layer_norm=false"]
-    if not shape.hidden:
-        return [*plain, "network.torso=linear"]
-    return [*plain, "network.torso=mlp", f"network.hidden_units={list(shape.hidden)}"]
+    torso = "cnn" if shape.convolutions else "mlp" if shape.hidden else "linear"
+    settings = ["network.dueling=false", "network.layer_norm=false", f"network.torso={torso}"]
+    if shape.convolutions:  # Before these, statistics of single pixels do not fold, and no student has them.
+        settings += [
+            "network.normalize_observations=false",
+            f"network.convolutions={[list(layer) for layer in shape.convolutions]}",
+        ]
+    return [*settings, f"network.hidden_units={list(shape.hidden)}"]
 
 
 class Teacher(NamedTuple):
@@ -204,16 +206,14 @@ def train_small(
 
     Args:
         folder: the agent's run.
-        architecture: the student's, which has no convolutions.
+        architecture: the student's.
         variant: the file of the student that was measured.
         teacher: whose training it repeats, and whose episodes it plays.
         ask: hands words on.
     """
     from rlplatform import api
 
-    settings = from_scratch(architecture)
-    assert settings is not None
-    small = teacher._replace(overrides=[*teacher.overrides, *settings])
+    small = teacher._replace(overrides=[*teacher.overrides, *from_scratch(architecture)])
     run, _ = runs.train(folder, *small.training, _steps(ask))
 
     def make(out: pathlib.Path) -> "Verification":

@@ -261,10 +261,9 @@ class _Work:
     def _alone(self, member: Member) -> list[tuple[str, ways.Variant]]:
         """Students, and their files, without an agent beside them that was trained from scratch."""
         cells = [cell for cell in self._tree["cells"] if member.has(cell) and cell["distilled"]]
-        wanted = [cell for cell in cells if ways.from_scratch(cell["architecture"]) is not None]
         return list(
             dict.fromkeys(
-                (cell["architecture"], cell["variant"]) for cell in wanted if scratch_of(self._tree, cell) is None
+                (cell["architecture"], cell["variant"]) for cell in cells if scratch_of(self._tree, cell) is None
             )
         )
 

@@ -6,21 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tf_keras as keras
 
-from rlplatform.agents.layers import Standardize
+from rlplatform.agents.layers import Standardize, convolve
+from rlplatform.config import Convolution
 from rlplatform.errors import UserError
 
 Array = np.ndarray[Any, Any]
 
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625, 0.046875, 0.03125, 0.015625)
 LEAST_UNITS = 3  # of a hidden layer; below that a linear policy is the smaller student
-
-
-class Convolution(NamedTuple):
-    """A Conv2D layer with ReLU, without padding."""
-
-    filters: int
-    size: int
-    stride: int
 
 
 class Architecture(NamedTuple):
@@ -105,8 +98,7 @@ def build(architecture: Architecture, sample: Array, num_actions: int) -> Any:
     else:
         greatest = float(np.abs(sample).max()) or 1.0
         features = keras.layers.Rescaling(1.0 / greatest, name="rescale")(observation)
-    for index, (filters, size, stride) in enumerate(architecture.convolutions):
-        features = keras.layers.Conv2D(filters, size, stride, activation="relu", name=f"conv_{index}")(features)
+    features = convolve(features, architecture.convolutions)
     if len(features.shape) > 2:
         features = keras.layers.Flatten(name="flatten")(features)
     for index, units in enumerate(architecture.hidden):

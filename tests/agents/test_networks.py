@@ -328,7 +328,9 @@ def test_auto_takes_convolutions_for_images_that_are_large_enough(shape, torso):
 
 @pytest.mark.parametrize("shape", [(35, 84, 1), (84, 35, 1), (5,), (84, 84)])
 def test_nature_refuses_what_it_cannot_convolve(shape):
-    with pytest.raises(UserError, match=r"needs images of at least 36 x 36 with channels last; got \(.*'mlp' works"):
+    with pytest.raises(
+        UserError, match=r"at least 36 x 36 for its convolutions, with channels last; got \(.*'mlp' works"
+    ):
         built(shape, torso="nature")
 
 

@@ -128,6 +128,10 @@ VARIANTS = {
         {"shape": (6, 6, 2), "dtype": "uint8", "torso": "minatar"},
         ["conv_0/kernel", "dense_0/kernel", "q/kernel"],
     ),
+    "convolutions asked for": (
+        {"shape": (6, 6, 2), "torso": "cnn", "convolutions": [[5, 3, 1], [6, 2, 2]], "hidden_units": []},
+        ["conv_0/kernel", "conv_1/kernel", "q/kernel"],
+    ),
     "memory": (
         {"recurrent": "lstm", "recurrent_units": 5},
         ["dense_0/kernel", "dense_1/kernel", "q/kernel", "recurrent/kernel", "recurrent/recurrent_kernel"],

@@ -1,5 +1,7 @@
 """Torsos are the published architectures, counted and computed by other means, and refuse what does not fit them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -70,10 +72,52 @@ def test_residual_blocks_without_weights_pass_their_input_on():
     np.testing.assert_array_equal(pooled, passed)
 
 
-@pytest.mark.parametrize("torso", ["minatar", "impala", "impala_x2"])
+@pytest.mark.parametrize("hidden", [[7, 6], []])
+def test_cnn_has_the_convolutions_and_the_dense_layers_asked_for(hidden):
+    network = built("cnn", (9, 8, 2), convolutions=[[4, 3, 2], [5, 2, 1]], hidden_units=hidden)
+    rng = np.random.default_rng(0)
+    network.set_weights([weight + rng.normal(0, 0.1, weight.shape) for weight in network.get_weights()])
+    weights = network.get_weights()
+    units = [3 * 2 * 5, *hidden, 3]
+    assert [weight.shape for weight in weights[::2]] == [
+        (3, 3, 2, 4),
+        (2, 2, 4, 5),
+        *itertools.pairwise(units),
+    ]
+    observation = rng.normal(size=(5, 9, 8, 2)).astype(np.float32)
+    first = np.maximum(correlate(observation, *weights[:2])[:, ::2, ::2], 0.0)
+    features = np.maximum(correlate(first, *weights[2:4]), 0.0).reshape(5, -1)
+    for kernel, bias in zip(weights[4:-2:2], weights[5:-2:2], strict=True):
+        features = np.maximum(features @ kernel + bias, 0.0)
+    np.testing.assert_allclose(network(observation), features @ weights[-2] + weights[-1], atol=1e-5)
+
+
+def test_cnn_without_convolutions_is_refused():
+    with pytest.raises(
+        UserError, match=r"network.convolutions needs at least one layer, like \[\[16, 3, 1\]\]; got \[\]"
+    ):
+        built("cnn", (9, 8, 2))
+
+
+@pytest.mark.parametrize("convolutions", [[[1, 8, 4]], [[1, 3, 2], [1, 3, 1]], [[1, 2, 3], [1, 1, 2], [1, 4, 1]]])
+def test_an_image_is_too_small_where_the_last_convolution_would_have_no_place(convolutions):
+    side = next(side for side in range(1, 40) if places(side, convolutions))
+    assert built("cnn", (side, side + 1, 1), convolutions=convolutions).output_shape == (None, 3)
+    with pytest.raises(UserError, match=rf"'cnn' needs images of at least {side} x {side} for its convolutions"):
+        built("cnn", (side + 1, side - 1, 1), convolutions=convolutions)
+
+
+def places(side, convolutions):
+    """How many the last convolution has along one side, each counted one after the other."""
+    for _, size, stride in convolutions:
+        side = len(range(0, side - size + 1, stride))
+    return side
+
+
+@pytest.mark.parametrize("torso", ["cnn", "minatar", "impala", "impala_x2"])
 @pytest.mark.parametrize("streams", [{}, {"dueling": True}, {"noisy": True}])
 def test_torsos_carry_every_kind_of_stream_and_learn(torso, streams):
-    network = built(torso, (10, 10, 2), **streams)
+    network = built(torso, (10, 10, 2), convolutions=[[4, 3, 2]], **streams)
     observation = np.random.default_rng(0).random((4, 10, 10, 2), np.float32)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(network(observation) - 1.0))
@@ -82,10 +126,12 @@ def test_torsos_carry_every_kind_of_stream_and_learn(torso, streams):
     assert network.output_shape == (None, 3)
 
 
-@pytest.mark.parametrize(("torso", "shape"), [("minatar", (2, 9, 1)), ("impala", (7, 80, 3)), ("minatar", (12,))])
+@pytest.mark.parametrize(
+    ("torso", "shape"), [("minatar", (2, 9, 1)), ("impala", (7, 80, 3)), ("minatar", (12,)), ("cnn", (12,))]
+)
 def test_what_is_no_image_or_too_small_is_refused(torso, shape):
     with pytest.raises(UserError, match=f"network.torso '{torso}' needs images of at least . x . .* 'mlp' works"):
-        built(torso, shape)
+        built(torso, shape, convolutions=[[4, 3, 2]])
 
 
 @pytest.mark.parametrize("network", [{}, {"dueling": True}, {"noisy": True}, {"normalize_observations": True}])

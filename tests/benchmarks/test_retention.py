@@ -6,13 +6,15 @@ import pathlib
 
 import numpy as np
 import pytest
+import tf_keras as keras
 from known import RULE, cartpole_run
 from quick import QUICK, run_here
 
 from rlplatform import api, cli, workers
+from rlplatform.agents import networks
 from rlplatform.benchmarks import methods, results, retention, runs
 from rlplatform.benchmarks.methods import Method, Teacher
-from rlplatform.compression import search
+from rlplatform.compression import canonical, search, students
 from rlplatform.errors import RunError, UserError
 
 ENV = "rlplatform.envs.probes:TwoSteps"
@@ -27,7 +29,7 @@ def invented(here, monkeypatch):
     """
 
     class Invented:
-        made, fails, students, policy = [], set(), {"auto": "16-16", "2kB": "16-16", "3kB": "linear"}, "abc"
+        made, fails, students, policy = [], set(), {"auto": "16-16", "2kB": "16-16", "3kB": "8x3s1 16"}, "abc"
 
     def teach(folder, name, teacher, known, ask):
         Invented.made.append(("teacher", teacher.seed))
@@ -79,7 +81,7 @@ def test_a_teacher_comes_before_its_methods_and_they_before_their_rivals_and_equ
     out = tmp_path / "made" / "compression.json"
     tree = measure(out, texts=("int8", "auto", "2kB", "3kB"), command="rlplatform benchmark compression ...")
     assert invented.made[:3] == [("teacher", 0), ("folds, int8", 0), ("auto", 0)]
-    assert sorted(invented.made[3:]) == [("2kB", 0), ("3kB", 0), ("scratch 16-16", 0), ("scratch linear", 0)]
+    assert sorted(invented.made[3:]) == [("2kB", 0), ("3kB", 0), ("scratch 16-16", 0), ("scratch 8x3s1 16", 0)]
     assert json.loads(out.read_text()) == tree
     assert [path.name for path in out.parent.iterdir()] == ["compression.json"], "the runs' folders are gone"
     assert sorted(cell["method"] for cell in tree["cells"]) == sorted(
@@ -221,20 +223,37 @@ def test_what_is_no_method_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "hidden"), [("16-8", ["dense_0", "dense_1", "q"]), ("linear", ["q"]), ("16x3s1 32", None)]
+    ("architecture", "shape"),
+    [
+        ("16-8", (4,)),
+        ("linear", (4,)),
+        ("16-8", (6, 5, 2)),
+        ("16x3s1 32", (10, 10, 4)),
+        ("6x5s2-8x3s1", (12, 14, 2)),
+        ("4x8s8-6x2s2-8x1s1 12-10", (36, 36, 1)),
+    ],
 )
-def test_the_rival_of_a_student_has_its_layers_or_there_is_none(architecture, hidden):
-    from rlplatform.agents import networks
+def test_the_rival_of_a_student_has_its_layers_and_as_many_weights_whatever_its_teacher_has(architecture, shape):
+    flags = [f"network.{flag}=true" for flag in ("dueling", "layer_norm", "noisy", "normalize_observations")]
+    overrides = [*flags, "network.convolutions=[[5, 4, 3]]", *methods.from_scratch(architecture)]
+    keras.utils.set_random_seed(0)
+    network = networks.build(runs.config_of("CartPole-v1", "dqn", 0, None, overrides), shape, "float32", 3)
+    folded = canonical(network).model
+    assert str(students.of_teacher(folded)) == architecture
+    assert folded.count_params() == students.parameters(students.parse(architecture), shape, 3)
+    sample = np.random.default_rng(0).normal(size=(50, *shape)).astype(np.float32)
+    student = canonical(students.build(students.parse(architecture), sample, 3)).model
+    assert [type(layer) for layer in folded.layers] == [type(layer) for layer in student.layers]
 
-    settings = methods.from_scratch(architecture)
-    if hidden is None:
-        assert settings is None
-        return
-    overrides = ["network.dueling=true", "network.layer_norm=true", *settings]
-    network = networks.build(runs.config_of("CartPole-v1", "dqn", 0, None, overrides), (4,), "float32", 2)
-    assert [layer.name for layer in network.layers[1:]] == hidden
-    units = [layer.units for layer in network.layers[1:]]
-    assert units == ([16, 8, 2] if len(hidden) > 1 else [2])
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_the_rival_of_a_student_with_convolutions_is_trained_and_its_file_measured(here, tmp_path):
+    teacher = Teacher("rlplatform.envs.probes:Catch", "dqn", 7, 64, QUICK, "cpu", 3, 3)
+    (cell,) = methods.train_small(tmp_path / "small", "4x8s4-6x3s2 12", "int8", teacher, lambda words: None)
+    assert (cell["method"], cell["architecture"], cell["variant"]) == ("scratch", "4x8s4-6x3s2 12", "int8")
+    assert cell["parameters"] == students.parameters(students.parse("4x8s4-6x3s2 12"), (36, 36, 1), 3)
+    assert len(cell["returns"]) == 3
 
 
 def test_only_a_finished_run_of_the_same_configuration_and_seed_is_taken_for_a_teacher(tmp_path):

@@ -231,6 +231,16 @@ def test_statistics_that_all_places_share_fold_into_a_convolution():
 
 
 @pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("hidden", [(), (6,)])
+def test_a_network_on_bytes_with_any_convolutions_becomes_these_and_dense_layers_alone(hidden, dueling):
+    settings = {"torso": "cnn", "convolutions": [[4, 3, 2], [5, 2, 1]], "hidden_units": hidden}
+    model = network(shape=(9, 8, 2), dtype="uint8", num_actions=4, dueling=dueling, **settings)
+    folded = canonical(model)
+    assert_same_policy(model, folded, observations(model))
+    assert layers_of(folded) == ["Conv2D", "Conv2D", "Flatten", *["Dense"] * len(hidden), "Dense"]
+
+
+@pytest.mark.parametrize("dueling", [False, True])
 def test_a_nature_network_on_bytes_becomes_convolutions_and_dense_layers_alone(dueling):
     model = network(shape=(36, 36, 2), dtype="uint8", torso="nature", dueling=dueling)
     folded = canonical(model)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from rlplatform.compression import canonical
-from rlplatform.compression.students import Architecture, Convolution, build, ladder, of_teacher, parameters, parse
+from rlplatform.compression.students import Architecture, build, ladder, of_teacher, parameters, parse
+from rlplatform.config import Convolution
 from rlplatform.errors import UserError
 
 NUMBER = st.integers(1, 300)

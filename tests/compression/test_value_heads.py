@@ -103,9 +103,10 @@ def test_the_float_file_of_every_head_and_set_of_flags_is_the_network(tmp_path, 
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize("torso", ["nature", "minatar", "impala"])
+@pytest.mark.parametrize("torso", ["nature", "minatar", "cnn", "impala"])
 def test_images_through_every_torso_become_files(tmp_path, torso):
-    model = network("quantile", {"dueling": True, "noisy": True, "normalize_observations": True}, torso=torso)
+    flags = {"dueling": True, "noisy": True, "normalize_observations": True, "convolutions": [[6, 8, 4], [8, 3, 1]]}
+    model = network("quantile", flags, torso=torso)
     seen = np.random.default_rng(0).integers(0, 256, (20, 36, 36, 2), np.uint8)
     folded = canonical(model)
     files = convert(folded.model, seen, "cpu", "dynamic")
