@@ -102,6 +102,12 @@ def test_without_a_folder_the_first_free_one_is_taken(tmp_path, monkeypatch):
     assert str(api._free("Pole-v1")) == "runs/Pole-v1-2"
 
 
+def test_a_torso_that_does_not_fit_is_refused_before_there_is_a_folder(tmp_path):
+    with pytest.raises(UserError, match="needs images"):
+        api.train("CartPole-v1", out=tmp_path / "run", overrides=[*QUICK, "network.torso=nature"], progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_importing_the_platform_loads_no_tensorflow():
     code = "import sys, rlplatform, rlplatform.runtime; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -108,16 +108,17 @@ def take_over(network: Any, source: Any) -> list[Layer]:
 
 
 def prepared(run: Run) -> Run:
-    """A new run whose source was tried, with `transfer.frozen_layers` as a number where it is -1.
+    """A new run whose network and source were tried, with `transfer.frozen_layers` as a number where it is -1.
 
     Raises:
-        UserError: there is no such source, no layer of it fits, or nothing would learn; or the torso is a backbone, and
+        UserError: the torso does not fit what the environment shows; there is no such source, no layer of it fits, or nothing would learn; or the torso is a backbone, and
             it is not said where its weights come from.
     """
     config = run.config
     if not config.transfer.source:
         if config.network.torso in backbones.BACKBONES:
             raise UserError(_missing(run))
+        run.fresh_network()
         return run
     network = run.fresh_network()
     taken = begin(network, config)
