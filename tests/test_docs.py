@@ -154,10 +154,8 @@ def returns_table(name):
 
 def compression_table():
     """What is left of the teachers, for each method that all of them have."""
-    lines = [
-        "| Environment | Method | Network | Bytes | Smaller | Return kept, 95 % interval | Clear choices | µs | Refused |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("Environment", "Method", "Network", "Bytes", "Smaller", "Return kept, 95 % interval", "Clear choices", "µs")
+    lines = [f"| {' | '.join((*head, 'Refused'))} |", "|" + (len(head) + 1) * "---|"]
     for row in retained.rows(json.loads((ROOT / "benchmarks" / "compression.json").read_text(encoding="utf-8"))):
         if row.teachers >= TEACHERS or row.method.startswith(retained.SCRATCH):
             network = next(iter(row.networks)) if len(row.networks) == 1 else f"{len(row.networks)} different"

@@ -11,13 +11,13 @@ import numpy as np
 import tf_keras as keras
 
 from rlplatform.compression import optimization
+from rlplatform.compression.clustering import is_clustered
 from rlplatform.compression.distillation import Distilled, Recipe, distil
 from rlplatform.compression.labels import Labels
 from rlplatform.errors import UserError
 
 RECIPE = Recipe(epochs=20, learning_rate=3e-4, patience=5)
 PRUNED = 0.1  # With this share of zeros, kernels keep them.
-CLUSTERED = 256  # With fewer values than this, and than half its weights, a kernel keeps them.
 _KNOWN = (
     keras.layers.InputLayer,
     keras.layers.Dense,
@@ -94,7 +94,7 @@ def refuse_unknown(model: Any) -> None:
 def _scheme(kernels: list[Any]) -> tuple[str, Any]:
     """What is to be preserved, and tfmot's scheme for it."""
     has_zeros = any(np.mean(kernel == 0.0) >= PRUNED for kernel in kernels)
-    if any(len(np.unique(kernel)) < min(CLUSTERED, kernel.size / 2) for kernel in kernels):
+    if any(is_clustered(kernel) for kernel in kernels):
         return "clusters", optimization.cluster_preserving(has_zeros)
     if has_zeros:
         return "zeros", optimization.load().experimental.combine.Default8BitPrunePreserveQuantizeScheme()

@@ -15,6 +15,7 @@ from rlplatform.compression.pruning import is_prunable
 from rlplatform.errors import UserError
 
 FEWEST = 64  # weights of a kernel that is clustered: for fewer, the table of values is no gain
+FEW = 256  # a kernel with fewer values than this, and than half its weights, is taken for a clustered one
 KMEANS = 256  # from so many weights on, k-means++ places the first values, which smaller kernels make fail
 
 
@@ -87,3 +88,8 @@ def cluster(
 
 def _size(layer: Any) -> int:
     return int(np.prod(layer.kernel.shape))
+
+
+def is_clustered(kernel: Any) -> bool:
+    """Whether the weights of an array have so few values that it is no accident."""
+    return bool(len(np.unique(kernel)) < min(FEW, kernel.size / 2))

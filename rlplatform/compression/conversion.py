@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rlplatform.compression import chain, inspection, worker
+from rlplatform.compression.balancing import balanced
 from rlplatform.compression.choice import choose
 from rlplatform.compression.normalize import Normalize
 from rlplatform.compression.onnx_file import ONNX_FILE
@@ -114,6 +115,8 @@ def convert(
         save(model, observation_dtype, folder / "float", mask=masks is not None)
         cpu = target == "cpu"
         if any(job["saved_model"] == "static" for job in jobs):
+            if trained is None and per_channel:
+                form = balanced(form, _representative(calibration, scaling))
             save(trained or form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
         np.save(folder / "calibration.npy", _representative(calibration, scaling))
         (folder / "jobs.json").write_text(json.dumps(jobs))

@@ -23,6 +23,7 @@ from rlplatform.export.exporting import (
     BY_DEFAULT,
     Refused,
     Student,
+    TooLarge,
     Which,
     check_formats,
     export,
@@ -118,16 +119,22 @@ def compress(
     order: list[Candidate | None] = [None] if budget is None else [*_found(distillery, ladder, limit)]
     if limit is None and budget is not None:
         order.append(None)  # in the end, the network itself is the smallest that plays as well
-    for index, candidate in enumerate(order):
-        last = index == len(order) - 1
+    while order:
+        candidate = order.pop(0)
         student = _student(distillery, candidate, folded, prune, clusters, seed, progress)
         if student is None:
             return export(run, out, force=force, **options)
         student = student._replace(report={"budget": budget, **student.report}, limit=limit)
         try:
-            return export(run, out, force=force and last, student=student, **options)
+            return export(run, out, force=force and not order, student=student, **options)
+        except TooLarge:  # Sizes were predicted, and this one too small.
+            assert candidate is not None
+            ladder = ladder[ladder.index(candidate.architecture) + 1 :]
+            order = [*_found(distillery, ladder, limit)]
+            if not order:
+                raise
         except Refused:
-            if last:
+            if not order:
                 raise
     raise AssertionError("there is always a last one")
 
@@ -191,7 +198,7 @@ def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None
     """Students to export, the first choice first: the smallest that passes, or the one that loses least."""
     find = compression.smallest if limit is None else compression.best_of
     best = find(distillery, ladder)
-    passing = [candidate for candidate in distillery.candidates if candidate.passed]
+    passing = [it for it in distillery.candidates if it.passed and it.architecture in ladder]
     if passing or best is None:
         return sorted(passing, key=lambda candidate: candidate.parameters)
     return [best] if limit is not None else []

@@ -55,6 +55,10 @@ class Refused(RunError):
     """A policy was not exported: a gate has failed, or it does not fit into its budget."""
 
 
+class TooLarge(Refused):
+    """No file of a student fits into its budget."""
+
+
 class Student(NamedTuple):
     """A network that was distilled from a run's own, and is exported in its place.
 
@@ -142,7 +146,7 @@ def export(
         manifest["compression"] = student.report
         least = min(len(subject.files.float_file), len(subject.files.int8_file))
         if student.limit is not None and least > student.limit:
-            raise Refused(f"the smallest file takes {least:,} bytes, more than the budget of {student.limit:,}")
+            raise TooLarge(f"the smallest file takes {least:,} bytes, more than the budget of {student.limit:,}")
     with bundle.draft(out, overwrite) as folder:
         with bundle.writing(out):
             (folder / FLOAT_FILE).write_bytes(subject.files.float_file)

@@ -111,8 +111,8 @@ def prepared(run: Run) -> Run:
     """A new run whose network and source were tried, with `transfer.frozen_layers` as a number where it is -1.
 
     Raises:
-        UserError: the torso does not fit what the environment shows; there is no such source, no layer of it fits, or nothing would learn; or the torso is a backbone, and
-            it is not said where its weights come from.
+        UserError: the torso does not fit what the environment shows; there is no such source, no layer of it fits, or
+            nothing would learn; or the torso is a backbone, and it is not said where its weights come from.
     """
     config = run.config
     if not config.transfer.source:

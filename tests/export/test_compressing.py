@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from known import cartpole_run
 
+from rlplatform import compression
 from rlplatform.compression import search, students
 from rlplatform.errors import UserError
 from rlplatform.export import compress, compressing, read, verify
@@ -57,6 +58,23 @@ def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path, fewer_state
     with pytest.raises(UserError, match=r"no policy fits into 500 bytes: the smallest here takes about [67]\d\d"):
         compress(run, tmp_path / "none", 500, episodes=4)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller_one(
+    tmp_path, fewer_states, monkeypatch
+):
+    """The first rung is foreseen to have less than 800 bytes, and has about 1,000."""
+    run = cartpole_run(tmp_path / "run")
+    foreseen = compressing.predicted_bytes
+    monkeypatch.setattr(compressing, "predicted_bytes", lambda *about: foreseen(*about) - 200)
+    monkeypatch.setattr(compression, "best_of", lambda distillery, ladder: distillery.try_out(ladder[0]))
+    verification = compress(run, tmp_path / "small", 800, target="mcu", episodes=4)
+    assert verification.passed
+    assert min(row.bytes for row in verification.rows[1:]) <= 800
+    report = read(tmp_path / "small")["compression"]
+    assert [each["architecture"] for each in report["candidates"]][-1] == report["architecture"] == "linear"
+    assert len(report["candidates"]) > 1
 
 
 @pytest.mark.parametrize(
