@@ -1,13 +1,16 @@
 """From a run to the smallest bundle that plays as well, or to the best one within a budget."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from known import cartpole_run
 
-from rlplatform import compression
+from rlplatform.analysis import compare
 from rlplatform.compression import search, students
 from rlplatform.errors import UserError
 from rlplatform.export import compress, compressing, read, verify
+from rlplatform.export.exporting import TooLarge
 from rlplatform.runtime import Policy
 
 
@@ -60,21 +63,39 @@ def test_a_budget_is_kept_and_what_does_not_fit_is_refused(tmp_path, fewer_state
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.slow
-def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller_one(
-    tmp_path, fewer_states, monkeypatch
-):
-    """The first rung is foreseen to have less than 800 bytes, and has about 1,000."""
+class Untrained:
+    """In place of a distillery: every student plays as well as its teacher, without having learned."""
+
+    def __init__(self, *_, **__):
+        self.candidates, self.models, self.labels = [], {}, SimpleNamespace(values=[])
+        self.teacher_interquartile_mean = 500.0
+
+    def try_out(self, architecture):
+        comparison = compare(np.ones(2), np.ones(2), 0.1)
+        parameters = students.parameters(architecture, (4,), 2)
+        self.candidates.append(search.Candidate(architecture, parameters, 0, 1.0, 1.0, 500.0, comparison, True))
+        self.models[architecture] = None
+        return self.candidates[-1]
+
+
+def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller_one(tmp_path, monkeypatch):
+    tried = []
+
+    def export(run, out, *, student, **options):
+        tried.append(student.report["architecture"])
+        if tried[-1] != "linear":
+            raise TooLarge(f"{tried[-1]} takes too many bytes")
+        return "verified"
+
+    monkeypatch.setattr(compressing, "export", export)
+    monkeypatch.setattr(compressing, "Distillery", Untrained)
+    monkeypatch.setattr(search, "TRIED_IN_BUDGET", 1)
     run = cartpole_run(tmp_path / "run")
-    foreseen = compressing.predicted_bytes
-    monkeypatch.setattr(compressing, "predicted_bytes", lambda *about: foreseen(*about) - 200)
-    monkeypatch.setattr(compression, "best_of", lambda distillery, ladder: distillery.try_out(ladder[0]))
-    verification = compress(run, tmp_path / "small", 800, target="mcu", episodes=4)
-    assert verification.passed
-    assert min(row.bytes for row in verification.rows[1:]) <= 800
-    report = read(tmp_path / "small")["compression"]
-    assert [each["architecture"] for each in report["candidates"]][-1] == report["architecture"] == "linear"
-    assert len(report["candidates"]) > 1
+    assert compress(run, tmp_path / "small", "1.1kB", target="mcu") == "verified"
+    sizes = [students.parameters(students.parse(architecture), (4,), 2) for architecture in tried]
+    assert len(tried) > 1
+    assert sizes == sorted(set(sizes), reverse=True), "each is smaller than the one before"
+    assert tried[-1] == "linear"
 
 
 @pytest.mark.parametrize(
