@@ -11,5 +11,7 @@ if [ $# -gt 0 ]; then
   exec "$python" -m pytest "$@" </dev/null
 fi
 scripts/check
-"$python" -m pytest -q -m "not slow" </dev/null
-"$python" -m pytest -q -m "slow and not exhaustive" </dev/null
+# Two processes side by side, each test file in one of them; one thread in each, or they wait for one another.
+export OMP_NUM_THREADS=1
+"$python" -m pytest -q -n 2 --dist loadfile -m "not slow" </dev/null
+"$python" -m pytest -q -n 2 --dist loadfile -m "slow and not exhaustive" </dev/null
