@@ -1,7 +1,9 @@
 """What all tests share: two logical devices, repeatable examples."""
 
 import os
+import pathlib
 import sys
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -21,6 +23,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture
+def forgets_imports(tmp_path: pathlib.Path) -> Iterator[None]:
+    """What a test imports from its folder is forgotten afterwards: another test may have a module of the same name."""
+    path = list(sys.path)
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+    sys.path[:] = path
 
 
 @pytest.fixture

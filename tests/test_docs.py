@@ -113,7 +113,7 @@ def test_the_readme_fetches_no_picture_from_elsewhere_and_its_pictures_are_small
         assert 1_000 < (ROOT / picture).stat().st_size < 300_000
 
 
-def test_the_environment_in_the_readme_can_be_made_and_pays_at_its_right_end(tmp_path, monkeypatch):
+def test_the_environment_in_the_readme_can_be_made_and_pays_at_its_right_end(tmp_path, monkeypatch, forgets_imports):
     from rlplatform import envs
 
     (source,) = [text for text in blocks(ROOT / "README.md", "python") if "class MyEnv" in text]

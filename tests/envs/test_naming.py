@@ -41,14 +41,11 @@ MY_ENV = """
 
 
 @pytest.fixture
-def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
-    """An empty current folder; what is imported from it is forgotten afterwards."""
-    modules, path, registry = set(sys.modules), list(sys.path), dict(gym.registry)
+def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, forgets_imports: None) -> Iterator[pathlib.Path]:
+    """An empty current folder; what is imported from it and registered is forgotten afterwards."""
+    registry = dict(gym.registry)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
-    sys.path[:] = path
     gym.registry.clear()
     gym.registry.update(registry)
 
