@@ -95,7 +95,8 @@ class Loop:
         self._episodes: deque[Episode] = deque(maxlen=100)
         self._evaluation: Evaluation | None = None
         self._evaluated_at = -1
-        self._reason, self._signal = "", 0
+        self._reason, self._signal = "", 0  # why this worker wants to stop
+        self._stops = ""  # why all of them do
         self.learning_rate_scale = 1.0
         self._best_return = -math.inf
         self._saved_step = -1
@@ -183,7 +184,8 @@ class Loop:
             self._collector.close()
             if self._scratch is not None:
                 self._scratch.cleanup()
-        return Outcome(self.step, self.updates, self._reason or "finished", self._signal, self._evaluation)
+        reason = self._stops or self._reason or "finished"
+        return Outcome(self.step, self.updates, reason, self._signal, self._evaluation)
 
     def _rounds(self, thread: ThreadPoolExecutor) -> None:
         total = -(-self._config.training.total_steps // self._block_size)
@@ -192,7 +194,8 @@ class Loop:
             # What the round after this one acts with, as if the run had never paused here.
             self._acting = self._learner.weights()
         self._clock = (time.perf_counter(), self.step, self.updates)
-        while self._pending is not None and not self._reason:
+        self._agree_on_stopping()
+        while self._pending is not None and not self._stops:
             entering = threading.Event()
             learning = thread.submit(self._learn, self._pending, entering.set)
             # Collecting holds Python's global lock nearly all the time: let the learner enter its program first.
@@ -248,8 +251,11 @@ class Loop:
             self._evaluate()
         if self._crossed(before, self._config.checkpoint.interval):
             self._save()
-        # A signal may have reached one worker alone: all stop together.
-        self._reason = next(filter(None, self._replicas.tell(self._reason)), "")
+        self._agree_on_stopping()
+
+    def _agree_on_stopping(self) -> None:
+        """All workers stop together: a signal may reach one alone, and at any moment, also while it is told of here."""
+        self._stops = next(filter(None, self._replicas.tell(self._reason)), "")
 
     def _crossed(self, before: int, interval: int) -> bool:
         return interval > 0 and self.step // interval > before // interval

@@ -5,15 +5,17 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 from numpy.testing import assert_allclose, assert_array_equal
+from quick import QUICK
 
-from rlplatform import devices, envs
+from rlplatform import api, devices, envs
 from rlplatform.agents.optimizer import Adam
 from rlplatform.agents.recurrent import state_size
 from rlplatform.config import Config
 from rlplatform.errors import UserError
 from rlplatform.experience import Batch, Block, RecurrentBlock
 from rlplatform.presets import resolve, shipped
-from rlplatform.training import Learner, shards
+from rlplatform.training import Callback, Learner, shards
+from rlplatform.training.replicas import Replicas
 
 SPEC = envs.Spec((3,), "float32", 3)
 SMALL = {
@@ -354,3 +356,25 @@ def test_a_share_of_a_run_is_a_run_with_as_many_updates():
     assert (share.replay.capacity, share.training.batch_size) == (20, 4)
     assert share.training.total_steps // share.training.train_interval == 1_019 // 20
     assert config.divided(1) is config
+
+
+def test_a_wish_to_stop_that_comes_while_workers_tell_each_other_is_heard_in_the_next_round(tmp_path, monkeypatch):
+    class Watched(Callback):
+        def on_train_begin(self, loop):
+            self.loop, self.told = loop, 0
+
+    watched, tell = Watched(), Replicas.tell
+
+    def interrupted(self, value):
+        told = tell(self, value)
+        if value == "" and hasattr(watched, "told"):
+            watched.told += 1
+            if watched.told == 3:
+                watched.loop.stop("late")
+        return told
+
+    monkeypatch.setattr(Replicas, "tell", interrupted)
+    overrides = [*QUICK, "training.train_interval=16"]
+    _, outcome = api.session("CartPole-v1", steps=160, out=tmp_path / "run", callbacks=[watched], overrides=overrides)
+    assert outcome.reason == "late"
+    assert outcome.steps == 48, "told at the beginning, then after each round: the third is the one that hears of it"
