@@ -135,6 +135,16 @@ def test_another_runtime_must_give_the_same_values_and_clear_actions():
     assert "1 of 2 clear actions" in gates.runtimes("f", "C", given, swapped, step, masks).sentence
 
 
+def test_values_exactly_two_steps_apart_pass_wherever_float32_puts_them():
+    """Dequantised values are rounded to float32: two steps may come out as a little more than twice the step."""
+    rng = np.random.default_rng(0)
+    for step in rng.uniform(0.001, 2.0, 200).astype(np.float32):
+        quantised = rng.integers(-128, 126, (64, 2))
+        given, other = (np.float32(step) * (q + 7).astype(np.float32) for q in (quantised, quantised + 2))
+        assert gates.runtimes("f", "reference", given, other, float(step)).passed
+        assert not gates.runtimes("f", "reference", given, other + np.float32(0.1 * step), float(step)).passed
+
+
 def test_runtimes_are_compared_on_easy_states_as_much_as_on_hard_ones():
     chosen = spread(1_000, 500)  # golden states: the 500 with the smallest gaps come first
     assert len(set(chosen)) == 500
