@@ -206,7 +206,7 @@ def runtimes(
     scale = _scale(given, other)
     error = float(np.abs(given.astype(np.float64) - other).max())
     # Values come in float32: two that lie exactly STEPS apart may differ by a little more, in proportion to their size.
-    bound = STEPS * step + 2 * np.finfo(np.float32).eps * scale if step > 0 else RUNTIMES * scale
+    bound = STEPS * step + 2 * float(np.finfo(np.float32).eps) * scale if step > 0 else RUNTIMES * scale
     allowed = masked(given, masks)
     clear = agreement.gaps(allowed) > (CLEAR_STEPS * step if step > 0 else 2 * RUNTIMES * scale)
     actions = masked(other, masks).argmax(axis=1) if other_actions is None else other_actions
