@@ -24,7 +24,7 @@ sys.path.insert(
 )  # as a script too: the checkout, installed or not
 
 from rlplatform import cli, config, runtime
-from rlplatform.analysis import scores
+from rlplatform.analysis import retained, scores
 from rlplatform.presets import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -128,6 +128,7 @@ def test_the_environment_in_the_readme_can_be_made_and_pays_at_its_right_end(tmp
         env.close()
 
 
+TEACHERS = 5  # of a row of compression that is shown
 SEEDS = {"returns": 10, "foreign": 5, "memory": 5}  # of a row that is shown, by the name of its file
 
 
@@ -151,9 +152,23 @@ def returns_table(name):
     return "\n".join(lines)
 
 
+def compression_table():
+    """What is left of the teachers, for each method that all of them have."""
+    head = ("Environment", "Method", "Network", "Bytes", "Smaller", "Return kept, 95 % interval", "Clear choices", "µs")
+    lines = [f"| {' | '.join((*head, 'Refused'))} |", "|" + (len(head) + 1) * "---|"]
+    for row in retained.rows(json.loads((ROOT / "benchmarks" / "compression.json").read_text(encoding="utf-8"))):
+        if row.teachers >= TEACHERS or row.method.startswith(retained.SCRATCH):
+            network = next(iter(row.networks)) if len(row.networks) == 1 else f"{len(row.networks)} different"
+            kept = "-" if row.retention is None else scores.interval(row.retention, row.teachers, 3)
+            clear = "-" if row.clear is None else f"{row.clear:.1%}".replace("%", " %")
+            cells = (row.env, f"`{row.method}`", network, f"{row.bytes:,.0f}", f"{row.ratio:.1f}x", kept, clear)
+            lines.append(f"| {' | '.join((*cells, f'{row.microseconds:.1f}', f'{row.refused} of {row.teachers}'))} |")
+    return "\n".join(lines)
+
+
 def with_tables(text):
     """The README with the files' tables in the places of those that it has: each is the first one after its link."""
-    tables = {name: returns_table(name) for name in SEEDS}
+    tables = {name: returns_table(name) for name in SEEDS} | {"compression": compression_table()}
     for name, table in tables.items():
         start = text.index("| Environment |", text.index(f"](benchmarks/{name}.json)"))
         text = text[:start] + table + text[text.index("\n\n", start) :]
