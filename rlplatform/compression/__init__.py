@@ -4,7 +4,7 @@ Knows networks, files and how they play. How files are laid out in a bundle, and
 """
 
 from rlplatform.compression import aware, inspection, micro, onnx_file
-from rlplatform.compression.agreement import Agreement, gaps
+from rlplatform.compression.agreement import Agreement, hard_half
 from rlplatform.compression.calibration import States, mixture, visited
 from rlplatform.compression.canonical import Canonical, canonical
 from rlplatform.compression.clustering import cluster
@@ -20,18 +20,20 @@ from rlplatform.compression.conversion import (
     save,
 )
 from rlplatform.compression.gates import Gate
-from rlplatform.compression.labels import gather, label
+from rlplatform.compression.labels import Labels, gather, label
 from rlplatform.compression.normalize import Normalize
 from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.pruning import prune
 from rlplatform.compression.reference import GOLDEN, NETWORK, STUDENT, Golden, open_bundle
 from rlplatform.compression.retraining import falls_short, retrain
+from rlplatform.compression.rounding import rounded
 from rlplatform.compression.search import (
     Candidate,
     Distillery,
     Teacher,
     act_of_network,
     best_of,
+    of_budget,
     parse_budget,
     smallest,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "Files",
     "Gate",
     "Golden",
+    "Labels",
     "Normalize",
     "Progress",
     "Quantisation",
@@ -68,20 +71,22 @@ __all__ = [
     "cluster",
     "convert",
     "falls_short",
-    "gaps",
     "gather",
     "golden_sequences",
+    "hard_half",
     "inspection",
     "label",
     "machine",
     "micro",
     "mixture",
+    "of_budget",
     "onnx_file",
     "open_bundle",
     "parse_budget",
     "prune",
     "refuses_memory",
     "retrain",
+    "rounded",
     "save",
     "smallest",
     "verify",

@@ -30,7 +30,7 @@ class Agreement(NamedTuple):
         overall: share of all states.
         clear_states: how many have a gap of more than `CLEAR` steps.
         clear: share of those; None if there is none.
-        tied: share of the clear states whose two best values the file cannot tell apart: its range ends below them.
+        tied: share of the clear states whose two best values the file cannot tell apart because its range ends there.
         slope: the file's values against the network's over the clear states, centred, by least squares: 1 when they
             mean the same; None if there is no clear state.
         bins: by gap.
@@ -54,6 +54,19 @@ def gaps(q: Array) -> Array:
         return np.full(len(q), np.inf)
     best = np.partition(q, -2, axis=1)
     return best[:, -1] - best[:, -2]  # type: ignore[no-any-return]
+
+
+def hard_half(q: Array, count: int, masks: Array | None = None) -> Array:
+    """`[count]` indices, or as many as there are: half those with the smallest gaps, then the first of the rest.
+
+    Args:
+        q: `[N, A]`, in random order.
+        count: how many states are wanted.
+        masks: `[N, A]` bool, the actions that are allowed; all of them if None.
+    """
+    by_gap = np.argsort(gaps(masked(q, masks)), kind="stable")
+    half = min(len(q), count) // 2
+    return np.concatenate([by_gap[:half], np.sort(by_gap[half:])[: count - half]])
 
 
 def centred(q: Array) -> Array:
@@ -106,10 +119,17 @@ def measure(
         overall=float(same.mean()),
         clear_states=int(clear.sum()),
         clear=float(same[clear].mean()) if clear.any() else None,
-        tied=float((gaps(allowed_given)[clear] <= 0).mean()) if clear.any() else 0.0,
+        tied=float(_at_an_end(allowed_given[clear], q_range, step).mean()) if clear.any() else 0.0,
         slope=float((network * file).sum() / energy) if energy > 0 else None,
         bins=tuple(bins),
     )
+
+
+def _at_an_end(q: Array, q_range: tuple[float, float], step: float) -> Array:
+    """`[N]` bool: the two best values are equal, and the least or the greatest that there is."""
+    best = q.max(axis=1)
+    ends = (best >= q_range[1] - step / 2) | (best <= q_range[0] + step / 2)
+    return (gaps(q) <= 0) & ends  # type: ignore[no-any-return]
 
 
 def _centred_among(q: Array, masks: Array) -> Array:

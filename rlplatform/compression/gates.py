@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 ALGEBRA = 1e-4  # Largest error of the canonical network's values, relative to the largest value.
 CONVERTER = 1e-5  # And of the float32 file's.
 CLEAR_AGREEMENT = 0.99  # Where the gap is clear, an int8 file takes the network's action this often.
-TIED = 0.001  # Share of clear states in which an int8 file's best two values may be equal.
+TIED = 0.001  # Share of clear states in which an int8 file's best two values may both lie at an end of its range.
 RUNTIMES = 1e-5  # Largest difference between runtimes of a float32 file, relative to the largest value.
 STEPS = 2.0  # And of an int8 file, in int8 steps.
 CLEAR_STEPS = 4.0  # Where the gap is greater, no other action may be taken.
@@ -172,7 +172,8 @@ def quantised(file: str, states: str, found: Agreement) -> list[Gate]:
             "saturation",
             file,
             found.tied <= TIED,
-            f"the file's two best values are equal in {found.tied:.2%} of {clear} (at most {TIED:.1%})",
+            f"the file's two best values both lie at an end of its range in {found.tied:.2%} of {clear} "
+            f"(at most {TIED:.1%})",
         ),
         Gate(
             "scale",

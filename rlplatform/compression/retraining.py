@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from rlplatform.compression import aware
-from rlplatform.compression.agreement import Agreement
+from rlplatform.compression.agreement import Agreement, hard_half
 from rlplatform.compression.choice import fidelity, is_enough
 from rlplatform.compression.conversion import Files, Target, convert, static_form
 from rlplatform.compression.distillation import Recipe
@@ -13,10 +13,12 @@ from rlplatform.compression.labels import Labels
 
 Array = np.ndarray[Any, Any]
 
+JUDGED = 1_000  # States by which two files are compared, half of them the hardest: as the gate of agreement does.
 
-def falls_short(files: Files, held_out: Labels) -> bool:
-    """Whether the int8 file is static and would fail the gate of agreement on states that it was not made by."""
-    return files.quantisation["method"] == "static" and not is_enough(_fidelity(files, held_out))
+
+def falls_short(files: Files, states: Labels) -> bool:
+    """Whether the int8 file is static and would fail the gate of agreement on these states."""
+    return files.quantisation["method"] == "static" and not is_enough(_fidelity(files, states))
 
 
 def retrain(
@@ -39,7 +41,8 @@ def retrain(
         masks: as for `convert`.
         target: as for `convert`.
         labels: what the network chooses, on observations as the environment gives them.
-        held_out: of other episodes: by how often they act as the network there, the two files are compared.
+        held_out: of other episodes, in random order: by how often they act as the network there, the two files are
+            compared.
         recipe: of the training.
         seed: of the training.
 
@@ -56,12 +59,15 @@ def retrain(
 
     trained = aware.train(form, scaled(labels), scaled(held_out), recipe, seed)
     again = convert(model, calibration, target, "static", masks, trained=trained.model)
-    before, after = _fidelity(files, held_out), _fidelity(again, held_out)
+    hard = hard_half(held_out.values, JUDGED, held_out.masks)
+    allowed = None if held_out.masks is None else held_out.masks[hard]
+    judged = Labels(held_out.observations[hard], held_out.values[hard], allowed)
+    before, after = _fidelity(files, judged), _fidelity(again, judged)
     better = _rank(after) > _rank(before)
     told = {
         "taken": better,
-        "reason": f"of {before.states} states of other episodes, the file without it takes the network's action in "
-        f"{_words(before)}, the file with it in {_words(after)}",
+        "reason": f"of {before.states} states of other episodes, half of them the hardest, the file without it takes "
+        f"the network's action in {_words(before)}, the file with it in {_words(after)}",
         "preserved": trained.preserved,
         "epochs": trained.distilled.epochs,
     }

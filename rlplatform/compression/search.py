@@ -159,20 +159,9 @@ class Distillery:
         if known is not None:
             return known
         model = students.build(architecture, self._labels.observations, self._num_actions)
-        size = students.parameters(architecture, self._shape, self._num_actions)
         best: tuple[Candidate, list[Array]] | None = None
         for number in range(ROUNDS + 1):
-            self._report(f"distilling {architecture} ({size:,} weights), round {number}")
-            name = f"{architecture}-round{number}".replace(" ", "_")
-            distil(
-                model,
-                self._labels,
-                self._held_out,
-                self._recipe,
-                self._seed + number,
-                teacher_parameters=self._parameters,
-                log_dir=None if self._log_dir is None else self._log_dir / name,
-            )
+            self._distil(architecture, model, number)
             candidate, visited = self._judge(architecture, model, number)
             if best is None or _rank(candidate) > _rank(best[0]):
                 best = candidate, model.get_weights()
@@ -185,6 +174,39 @@ class Distillery:
         self.candidates.append(candidate)
         self.models[architecture] = model
         return candidate
+
+    def improve(self, candidate: Candidate) -> Candidate:
+        """Trains a student of `try_out` for the rounds that it has left, while it loses anything; the best is kept."""
+        architecture = candidate.architecture
+        model = self.models[architecture]
+        best = candidate, model.get_weights()
+        for number in range(candidate.rounds + 1, ROUNDS + 1):
+            if best[0].comparison.difference.estimate >= 0:
+                break
+            visited = self._gather(act_of_network(model), self._round_states, f"more-{architecture}-{number}")
+            self._labels = together(self._labels, visited)
+            self._distil(architecture, model, number)
+            found, _ = self._judge(architecture, model, number)
+            if _rank(found) > _rank(best[0]):
+                best = found, model.get_weights()
+        better, weights = best
+        model.set_weights(weights)
+        self.candidates[self.candidates.index(candidate)] = better
+        return better
+
+    def _distil(self, architecture: Architecture, model: Any, number: int) -> None:
+        size = students.parameters(architecture, self._shape, self._num_actions)
+        self._report(f"distilling {architecture} ({size:,} weights), round {number}")
+        name = f"{architecture}-round{number}".replace(" ", "_")
+        distil(
+            model,
+            self._labels,
+            self._held_out,
+            self._recipe,
+            self._seed + number,
+            teacher_parameters=self._parameters,
+            log_dir=None if self._log_dir is None else self._log_dir / name,
+        )
 
     def _judge(self, architecture: Architecture, model: Any, number: int) -> tuple[Candidate, Labels]:
         """How a student does, and labelled states that it has met in episodes of their own."""
@@ -243,16 +265,21 @@ def smallest(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidat
 
 
 def best_of(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidate | None:
-    """The best of the first few students: one that passes, the smallest of those; else the one that loses least."""
+    """The best of the first few students: the one that loses least, of those that pass if any does.
+
+    Of those that lose the same, it is the smallest.
+    """
     tried = [distillery.try_out(architecture) for architecture in ladder[:TRIED_IN_BUDGET]]
-    passing = [candidate for candidate in tried if candidate.passed]
-    if passing:
-        return min(passing, key=lambda candidate: candidate.parameters)
-    return max(tried, key=_rank, default=None)
+    return max(tried, key=of_budget, default=None)
+
+
+def of_budget(candidate: Candidate) -> tuple[bool, float, int]:
+    """Better is greater, for different students that all fit: whether it passes, what it surely loses, its size."""
+    return candidate.passed, candidate.comparison.difference.low, -candidate.parameters
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float, float]:
-    """Better is greater: whether it passes, how little it surely loses, how often it agrees."""
+    """Better is greater, for rounds of one student: whether it passes, what it surely loses, how often it agrees."""
     return candidate.passed, candidate.comparison.difference.low, candidate.agreement
 
 

@@ -121,6 +121,7 @@ def compress(
         order.append(None)  # in the end, the network itself is the smallest that plays as well
     while order:
         candidate = order.pop(0)
+        candidate = candidate and distillery.improve(candidate)
         student = _student(distillery, candidate, folded, prune, clusters, seed, progress)
         if student is None:
             return export(run, out, force=force, **options)
@@ -195,12 +196,14 @@ def predicted_bytes(architecture: Architecture, shape: tuple[int, ...], num_acti
 
 
 def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None) -> list[Candidate]:
-    """Students to export, the first choice first: the smallest that passes, or the one that loses least."""
+    """Students to export, the first choice first: the smallest that passes; within a limit the one that loses least."""
     find = compression.smallest if limit is None else compression.best_of
     best = find(distillery, ladder)
     passing = [it for it in distillery.candidates if it.passed and it.architecture in ladder]
     if passing or best is None:
-        return sorted(passing, key=lambda candidate: candidate.parameters)
+        if limit is None:
+            return sorted(passing, key=lambda candidate: candidate.parameters)
+        return sorted(passing, key=compression.of_budget, reverse=True)
     return [best] if limit is not None else []
 
 

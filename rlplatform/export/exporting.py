@@ -23,11 +23,9 @@ from rlplatform.compression import (
     Golden,
     Progress,
     Quantisation,
-    States,
     Target,
     Verification,
     act_of_network,
-    gaps,
     micro,
     onnx_file,
 )
@@ -160,7 +158,7 @@ def export(
             mask = subject.golden.masks is not None
             compression.save(subject.network, run.spec.observation_dtype, folder / NETWORK, mask=mask, batch=None)
             if student is not None:
-                compression.save(student.model, run.spec.observation_dtype, folder / STUDENT, mask=mask, batch=None)
+                compression.save(subject.source, run.spec.observation_dtype, folder / STUDENT, mask=mask, batch=None)
             bundle.seal(folder, manifest, details)
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
@@ -232,21 +230,24 @@ def _prepare(
     if masks is None:  # What lies in the replay has no masks beside it.
         pool = compression.mixture(pool, run.observations(count, seed), count, seed)
     canonical = compression.canonical(source)
+    calibration, calibration_masks = pool[:CALIBRATION_STATES], None if masks is None else masks[:CALIBRATION_STATES]
+    if student is not None and (target == "mcu" or quantisation in ("static", "int16x8")):
+        canonical = compression.rounded(canonical, calibration, target)
+        source = canonical.model
     golden = _golden(source, canonical, pool, masks)
     tell(f"converting for {target}")
-    calibration, calibration_masks = pool[:CALIBRATION_STATES], None if masks is None else masks[:CALIBRATION_STATES]
     model = canonical.model
     if qat:
         compression.aware.refuse_unknown(model)
     files = compression.convert(model, calibration, target, quantisation, calibration_masks, onnx=onnx)
-    rest = States(pool[-CALIBRATION_STATES:], None if masks is None else masks[-CALIBRATION_STATES:])
-    falls_short = compression.aware.knows(model) and compression.falls_short(files, compression.label(model, rest))
+    golden_labels = compression.Labels(golden.observations, golden.q, golden.masks)
+    falls_short = compression.aware.knows(model) and compression.falls_short(files, golden_labels)
     if qat or falls_short:
         tell("training for int8")
         environment, count = run.config.environment, min(AWARE_STATES, max(GOLDEN_STATES, AWARE_BYTES // frame_bytes))
         labels, held_out = (
             compression.gather(model, act, environment, size, seed, stream, factory=factory)
-            for size, stream in ((count, "aware"), (max(GOLDEN_STATES, count // 10), "aware-held-out"))
+            for size, stream in ((count, "aware"), (max(GOLDEN_STATES, count // 5), "aware-held-out"))
         )
         files = compression.retrain(model, files, calibration, calibration_masks, target, labels, held_out, seed=seed)
     return _Subject(network, source, canonical, files, golden)
@@ -287,12 +288,9 @@ def _advice(subject: _Subject, verification: Verification) -> str:
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:
-    """The golden states: half with the smallest gaps, half drawn from the rest (the pool is in random order)."""
+    """The golden states (the pool is in random order)."""
     q = canonical.model.predict(pool.astype(np.float32), batch_size=512, verbose=0)
-    by_gap = np.argsort(gaps(masked(q, masks)), kind="stable")
-    half = min(len(pool), GOLDEN_STATES) // 2
-    hard, rest = by_gap[:half], np.sort(by_gap[half:])
-    chosen = np.concatenate([hard, rest[: GOLDEN_STATES - half]])
+    chosen = compression.hard_half(q, GOLDEN_STATES, masks)
     observations, allowed = pool[chosen], None if masks is None else masks[chosen]
     actions = masked(network.predict(observations, batch_size=512, verbose=0), allowed).argmax(axis=1)
     return Golden(observations, q[chosen], actions.astype(np.int64), allowed)

@@ -21,8 +21,9 @@ def test_agreement_is_counted_by_gap_in_steps():
 
 def test_values_that_end_at_the_same_number_are_tied():
     given = np.minimum(EXPECTED, 0.0)
-    measured = agreement.measure(EXPECTED, given, step=1.0)
-    assert measured.tied == 1.0
+    assert agreement.measure(EXPECTED, given, step=1.0, q_range=(-20.0, 0.0)).tied == 1.0
+    assert agreement.measure(EXPECTED, given, step=1.0, q_range=(0.0, 20.0)).tied == 1.0
+    assert agreement.measure(EXPECTED, given, step=1.0, q_range=(-20.0, 20.0)).tied == 0.0, "not at an end"
     assert agreement.measure(EXPECTED, EXPECTED, step=1.0).tied == 0.0
 
 
@@ -77,7 +78,7 @@ def test_only_allowed_actions_are_compared():
     measured = agreement.measure(MASKED_Q, given, 2.0, masks=MASKS)
     assert (measured.overall, measured.clear) == (pytest.approx(2 / 3), 0.5)
     given[1] = [5.0, 5.0, 0.0]
-    assert agreement.measure(MASKED_Q, given, 2.0, masks=MASKS).tied == 0.5
+    assert agreement.measure(MASKED_Q, given, 2.0, (-10.0, 5.0), MASKS).tied == 0.5
 
 
 @pytest.mark.parametrize("factor", [1.0, -1.0, 0.1])

@@ -91,7 +91,10 @@ def test_the_better_file_is_kept_and_both_are_told_of(monkeypatch):
     kept = retraining.retrain(model, files, seen.observations, None, "mcu", seen, held_out, BRIEF)
     told = kept.quantisation["quantisation_aware_training"]
     assert told["taken"] == (kept.int8_file != files.int8_file)
-    assert "of 200 states of other episodes, the file without it takes the network's action in" in told["reason"]
+    assert (
+        "of 200 states of other episodes, half of them the hardest, the file without it takes the network's action in"
+        in told["reason"]
+    )
     assert kept.float_file == files.float_file
     assert inspection.read(kept.int8_file).operators == inspection.read(files.int8_file).operators
     monkeypatch.setattr(retraining, "_rank", lambda found: (True, 1.0))  # as good as each other

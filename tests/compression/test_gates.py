@@ -59,7 +59,8 @@ def test_the_operator_gate_refuses_foreign_operators_and_float_islands(foreign, 
 
 
 def quantised(file_q, q=GOLDEN_Q, step=0.01):
-    return failed(gates.quantised("f", "golden", agreement.measure(q, file_q, step)))
+    ends = (file_q.min(), file_q.max())
+    return failed(gates.quantised("f", "golden", agreement.measure(q, file_q, step, ends)))
 
 
 def test_the_int8_gates_allow_noise_below_a_step():
