@@ -16,6 +16,7 @@ from rlplatform.compression.conversion import (
     Scaling,
     Target,
     convert,
+    refuses_int16x8,
     refuses_memory,
     save,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "open_bundle",
     "parse_budget",
     "prune",
+    "refuses_int16x8",
     "refuses_memory",
     "retrain",
     "rounded",

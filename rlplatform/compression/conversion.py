@@ -228,8 +228,8 @@ def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> li
     installed = _has_edge_quantizer()
     if quantisation == "dynamic_all" and not installed:
         raise UserError("dynamic_all needs ai-edge-quantizer: pip install 'rlplatform[quantize]'")
-    if quantisation == "int16x8":
-        _refuse_int16x8(model, calibration)
+    if quantisation == "int16x8" and (refusal := refuses_int16x8(model, calibration)):
+        raise UserError(refusal)
     if quantisation != "auto":
         return [quantisation]
     if target == "mcu":
@@ -256,17 +256,19 @@ def _has_edge_quantizer() -> bool:
     return importlib.util.find_spec("ai_edge_quantizer") is not None
 
 
-def _refuse_int16x8(model: Any, calibration: Array) -> None:
+def refuses_int16x8(model: Any, calibration: Array) -> str | None:
+    """Why a network is not converted to int8 weights and int16 activations; None where it is."""
     if calibration.dtype == np.uint8 or any(len(weight.shape) > 2 for weight in model.weights):
-        raise UserError(
+        return (
             "int16x8 is for vectors and Dense layers: convolutions take twenty times as long in it as in float32; for "
             "images, quantisation is static or dynamic"
         )
     if any(isinstance(layer, Normalize) for layer in model.layers):
-        raise UserError(
+        return (
             "int16x8 is not for LayerNorm, whose reciprocal root microcontrollers compute otherwise in it; take "
             "quantisation static, or --budget for a network without LayerNorm"
         )
+    return None
 
 
 def _run(folder: pathlib.Path) -> None:

@@ -137,6 +137,7 @@ class Distillery:
         self._rounds = 0
         self.candidates: list[Candidate] = []
         self.models: dict[Architecture, Any] = {}
+        self._improved: set[Architecture] = set()
 
     @property
     def teacher_interquartile_mean(self) -> float:
@@ -176,8 +177,14 @@ class Distillery:
         return candidate
 
     def improve(self, candidate: Candidate) -> Candidate:
-        """Trains a student of `try_out` for the rounds that it has left, while it loses anything; the best is kept."""
+        """Trains a student of `try_out` for the rounds that it has left, while it loses anything; the best is kept.
+
+        Once: a student that was improved stays as it is.
+        """
         architecture = candidate.architecture
+        if architecture in self._improved:
+            return candidate
+        self._improved.add(architecture)
         model = self.models[architecture]
         best = candidate, model.get_weights()
         for number in range(candidate.rounds + 1, ROUNDS + 1):

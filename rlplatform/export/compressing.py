@@ -127,16 +127,22 @@ def compress(
             return export(run, out, force=force, **options)
         student = student._replace(report={"budget": budget, **student.report}, limit=limit)
         try:
-            return export(run, out, force=force and not order, student=student, **options)
+            return export(run, out, student=student, **options)
         except TooLarge:  # Sizes were predicted, and this one too small.
             assert candidate is not None
             ladder = ladder[ladder.index(candidate.architecture) + 1 :]
             order = [*_found(distillery, ladder, limit)]
             if not order:
                 raise
-        except Refused:
-            if not order:
+        except Refused as refused:
+            wider = target == "mcu" and options["quantisation"] == "auto" and refused.narrow
+            if wider:  # int16 activations take four bytes a unit more, and lose less.
+                order.insert(0, candidate)
+            elif not order and force:
+                return export(run, out, force=True, student=student, **options)
+            elif not order:
                 raise
+            options["quantisation"] = "int16x8" if wider else quantisation
     raise AssertionError("there is always a last one")
 
 

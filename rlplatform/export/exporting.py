@@ -50,7 +50,15 @@ SLOWER = 1.5  # An int8 file that takes so many times as long as the float32 fil
 
 
 class Refused(RunError):
-    """A policy was not exported: a gate has failed, or it does not fit into its budget."""
+    """A policy was not exported: a gate has failed, or it does not fit into its budget.
+
+    Attributes:
+        narrow: whether its int8 file has int8 activations and could have int16 ones, which lose less.
+    """
+
+    def __init__(self, message: str, narrow: bool = False) -> None:
+        super().__init__(message)
+        self.narrow = narrow
 
 
 class TooLarge(Refused):
@@ -162,7 +170,8 @@ def export(
             bundle.seal(folder, manifest, details)
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
-            raise Refused(f"{verification.failures[0]}{_advice(subject, verification)}; {out} was not written")
+            sentence = f"{verification.failures[0]}{_advice(subject, verification)}; {out} was not written"
+            raise Refused(sentence, narrow=_is_narrow(subject))
         manifest["default"] = _default(verification)
         verification = dataclasses.replace(verification, path=out)
         manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
@@ -242,7 +251,10 @@ def _prepare(
     files = compression.convert(model, calibration, target, quantisation, calibration_masks, onnx=onnx)
     golden_labels = compression.Labels(golden.observations, golden.q, golden.masks)
     falls_short = compression.aware.knows(model) and compression.falls_short(files, golden_labels)
-    if qat or falls_short:
+    may_widen = student is not None and target == "mcu" and quantisation == "auto"
+    if falls_short and may_widen and compression.refuses_int16x8(model, calibration) is None:
+        files = compression.convert(model, calibration, target, "int16x8", calibration_masks, onnx=onnx)
+    elif qat or falls_short:
         tell("training for int8")
         environment, count = run.config.environment, min(AWARE_STATES, max(GOLDEN_STATES, AWARE_BYTES // frame_bytes))
         labels, held_out = (
@@ -285,6 +297,12 @@ def _advice(subject: _Subject, verification: Verification) -> str:
     ):
         return ". LayerNorm loses its precision in int8; --budget makes a smaller network without it"
     return ""
+
+
+def _is_narrow(subject: _Subject) -> bool:
+    model, states = subject.canonical.model, subject.golden.observations
+    static = subject.files.quantisation["method"] == "static"
+    return static and compression.refuses_int16x8(model, states) is None
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from known import cartpole_run
 
+from rlplatform import compression
 from rlplatform.analysis import compare
 from rlplatform.compression import search, students
 from rlplatform.errors import UserError
 from rlplatform.export import compress, compressing, read, verify
-from rlplatform.export.exporting import TooLarge
+from rlplatform.export.exporting import Refused, TooLarge
 from rlplatform.runtime import Policy
 
 
@@ -77,6 +78,9 @@ class Untrained:
         self.models[architecture] = None
         return self.candidates[-1]
 
+    def improve(self, candidate):
+        return candidate
+
 
 def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller_one(tmp_path, monkeypatch):
     tried = []
@@ -96,6 +100,33 @@ def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller
     assert len(tried) > 1
     assert sizes == sorted(set(sizes), reverse=True), "each is smaller than the one before"
     assert tried[-1] == "linear"
+
+
+def test_where_int8_activations_lose_too_much_int16_ones_are_tried_before_another_student(tmp_path, monkeypatch):
+    tried = []
+
+    def export(run, out, *, student, quantisation, **options):
+        tried.append((student.report["architecture"], quantisation))
+        if len({architecture for architecture, _ in tried}) == 1:
+            raise Refused("a gate failed", narrow=quantisation == "auto")
+        return "verified"
+
+    monkeypatch.setattr(compressing, "export", export)
+    monkeypatch.setattr(compressing, "Distillery", Untrained)
+    run = cartpole_run(tmp_path / "run")
+    assert compress(run, tmp_path / "small", "1.5kB", target="mcu") == "verified"
+    assert [quantisation for _, quantisation in tried] == ["auto", "int16x8", "auto"]
+    assert tried[0][0] == tried[1][0] != tried[2][0]
+
+
+@pytest.mark.slow
+def test_a_student_whose_int8_file_falls_short_gets_int16_activations(tmp_path, fewer_states, monkeypatch):
+    monkeypatch.setattr(compression, "falls_short", lambda *_: True)
+    verification = compress(cartpole_run(tmp_path / "run"), tmp_path / "small", "1.5kB", target="mcu", episodes=4)
+    assert verification.passed
+    manifest = read(tmp_path / "small")
+    assert manifest["files"]["policy_int8.tflite"]["quantisation"]["method"] == "int16x8"
+    assert manifest["files"]["policy_int8.tflite"]["bytes"] <= 1_500
 
 
 @pytest.mark.parametrize(
