@@ -205,6 +205,20 @@ def test_the_results_in_the_readme_are_those_of_the_files():
     assert f"the same action in {folds['states'] - folds['other_actions']:,} of {folds['states']:,} states" in text
 
 
+def test_the_results_in_the_page_about_devices_are_those_of_the_files():
+    text = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
+    intervals = []
+    for name, where in (("one_replica", "one device"), ("replicas", "two replicas")):
+        (row,) = scores.rows(json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8")))
+        best, newest = (f"{it.estimate:.1f} [{it.low:.1f}, {it.high:.1f}]" for it in (row.best, row.last))
+        assert f"| {where} | {best} | {row.worst:.1f} | {newest} |" in text
+        assert row.seeds == 10
+        intervals.append(row.best)
+    assert max(it.low for it in intervals) <= min(it.high for it in intervals), "they overlap"
+    ratio = json.loads((ROOT / "benchmarks" / "one_device.json").read_text(encoding="utf-8"))["ratio"]
+    assert f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] times" in text
+
+
 # --- docs/transition.md ---------------------------------------------------------------------------------------------
 
 
