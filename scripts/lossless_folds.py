@@ -22,7 +22,8 @@ import tf_keras as keras
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the checkout, installed or not
 from rlplatform import envs
 from rlplatform.agents import networks
-from rlplatform.compression import canonical, gaps
+from rlplatform.compression import canonical
+from rlplatform.compression.agreement import gaps
 from rlplatform.config import Config
 from rlplatform.training import evaluate, random_actions
 
