@@ -122,8 +122,9 @@ def rows(tree: Mapping[str, Any]) -> list[Retained]:
 
     Args:
         tree: `teachers`, each with `env`, `preset`, `seed`, `returns` and `random_returns`; and `cells`, with the same
-            key, `method`, `architecture`, `variant`, `distilled`, `bytes`, `gzip_bytes`, `microseconds`, `golden`,
-            `visited`, `clear`, `passed`, `seconds` and `returns`. All returns of a teacher are of the same episodes.
+            key, `method`, `architecture`, `variant`, `quantisation`, `distilled`, `bytes`, `gzip_bytes`,
+            `microseconds`, `golden`, `visited`, `clear`, `passed`, `seconds` and `returns`. All returns of a teacher
+            are of the same episodes.
     """
     table = []
     for (env, preset), method, cells in _by_method(tree):
@@ -180,7 +181,7 @@ def retention(returns: Array, teacher: Array, random: Array) -> Interval | None:
 
 def scratch_of(tree: Mapping[str, Any], cell: Cell) -> dict[str, Any] | None:
     """The agent from scratch beside a student: the same teacher's training, the same architecture, the same file."""
-    same = ("env", "preset", "seed", "architecture", "variant")
+    same = ("env", "preset", "seed", "architecture", "variant", "quantisation")
     for other in tree["cells"]:
         if other["method"] == SCRATCH and all(other[key] == cell[key] for key in same):
             return dict(other)

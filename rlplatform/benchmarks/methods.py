@@ -200,24 +200,29 @@ def shrink(run: pathlib.Path, texts: Sequence[str], teacher: Teacher, own: str, 
 
 
 def train_small(
-    folder: pathlib.Path, architecture: str, variant: Variant, teacher: Teacher, ask: Ask
+    folder: pathlib.Path, architecture: str, variant: Variant, quantisation: str, teacher: Teacher, ask: Ask
 ) -> list[dict[str, Any]]:
     """The cell of an agent with a student's architecture that is trained as the teacher was.
+
+    Its files are made as the student's are: of whole steps, and with the same activations.
 
     Args:
         folder: the agent's run.
         architecture: the student's.
         variant: the file of the student that was measured.
+        quantisation: how that file was made, as `policy.json` names it; `none` for float32.
         teacher: whose training it repeats, and whose episodes it plays.
         ask: hands words on.
     """
-    from rlplatform import api
+    from rlplatform.export import Student, export
 
     small = teacher._replace(overrides=[*teacher.overrides, *from_scratch(architecture)])
     run, _ = runs.train(folder, *small.training, _steps(ask))
 
     def make(out: pathlib.Path) -> "Verification":
-        return api.export(run, out, **_options(teacher, ask))
+        asked = quantisation if quantisation in ("static", "int16x8") else "auto"
+        own = Student(run.network(), {})
+        return export(run, out, student=own, quantisation=asked, **_options(teacher, ask))  # type: ignore[arg-type]
 
     (cell,), _ = _measured(make, [variant], teacher)
     about = {"method": "scratch", "architecture": architecture, "distilled": False}
@@ -284,6 +289,7 @@ def _measured(
             cells.append(
                 {
                     "variant": chosen,
+                    "quantisation": policy.manifest["files"][row.name].get("quantisation", {}).get("method", "none"),
                     "parameters": policy.manifest["network"]["canonical_parameters"],
                     "bytes": row.bytes,
                     "gzip_bytes": row.gzip_bytes,

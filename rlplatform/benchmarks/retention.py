@@ -236,9 +236,9 @@ class _Work:
         """The jobs of a teacher that could begin now, and what each is called."""
         missing, alone = self._missing(member), self._alone(member)
         record, run = self._record(member), self._runs.get(member.name)
-        for architecture, variant in alone:
-            name = f"{member.name}-scratch-{runs.file_name(architecture)}-{variant}"
-            job = Job(name, ways.train_small, (self._folder / name, architecture, variant, member.teacher))
+        for architecture, variant, method in alone:
+            name = f"{member.name}-scratch-{runs.file_name(architecture)}-{variant}-{method}"
+            job = Job(name, ways.train_small, (self._folder / name, architecture, variant, method, member.teacher))
             yield job, member, f"scratch {architecture}"
         if run is None and (missing or record is None):
             job = Job(member.name, ways.teach, (self._teachers_folder, member.name, member.teacher, record))
@@ -258,12 +258,14 @@ class _Work:
         left = [[text for text in group if text not in there] for group in self._groups]
         return [group for group in left if group]
 
-    def _alone(self, member: Member) -> list[tuple[str, ways.Variant]]:
-        """Students, and their files, without an agent beside them that was trained from scratch."""
+    def _alone(self, member: Member) -> list[tuple[str, ways.Variant, str]]:
+        """Students, their files and how those are quantised, without an agent from scratch beside them."""
         cells = [cell for cell in self._tree["cells"] if member.has(cell) and cell["distilled"]]
         return list(
             dict.fromkeys(
-                (cell["architecture"], cell["variant"]) for cell in cells if scratch_of(self._tree, cell) is None
+                (cell["architecture"], cell["variant"], cell["quantisation"])
+                for cell in cells
+                if scratch_of(self._tree, cell) is None
             )
         )
 

@@ -7,6 +7,6 @@ arguments to the command line.
 from rlplatform.compression import Verification, verify
 from rlplatform.export.bundle import read
 from rlplatform.export.compressing import compress
-from rlplatform.export.exporting import FORMATS, export
+from rlplatform.export.exporting import FORMATS, Student, export
 
-__all__ = ["FORMATS", "Verification", "compress", "export", "read", "verify"]
+__all__ = ["FORMATS", "Student", "Verification", "compress", "export", "read", "verify"]

@@ -17,7 +17,14 @@ def teacher(seed, returns=100.0, random=0.0):
 
 
 def cell(method, seed, returns, bytes=1_000, architecture="64-64", **more):
-    made = {"variant": "int8", "distilled": False, "gzip_bytes": bytes // 2, "microseconds": 2.0, "golden": 0.9}
+    made = {
+        "variant": "int8",
+        "quantisation": "static",
+        "distilled": False,
+        "gzip_bytes": bytes // 2,
+        "microseconds": 2.0,
+        "golden": 0.9,
+    }
     made |= {"visited": 0.8, "clear": 1.0, "passed": True, "failures": [], "seconds": 3.0}
     played = {"returns": [returns] * EPISODES}
     return KEY | {"seed": seed, "method": method, "bytes": bytes, "architecture": architecture} | made | played | more

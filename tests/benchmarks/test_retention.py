@@ -43,7 +43,14 @@ def invented(here, monkeypatch):
         return folder / name, {"policy": Invented.policy, "architecture": "8", "training_seconds": 1.0, **played}
 
     def cells(texts, teacher, **about):
-        figures = {"variant": "int8", "bytes": 1_000, "gzip_bytes": 500, "microseconds": 2.0, "golden": 0.9}
+        figures = {
+            "variant": "int8",
+            "quantisation": "static",
+            "bytes": 1_000,
+            "gzip_bytes": 500,
+            "microseconds": 2.0,
+            "golden": 0.9,
+        }
         figures |= {
             "visited": 0.9,
             "clear": 1.0,
@@ -62,7 +69,7 @@ def invented(here, monkeypatch):
         student = Invented.students.get(texts[0])
         return cells(texts, teacher, architecture=student or own, distilled=student is not None)
 
-    def train_small(folder, architecture, variant, teacher, ask):
+    def train_small(folder, architecture, variant, quantisation, teacher, ask):
         Invented.made.append((f"scratch {architecture}", teacher.seed))
         return cells(["scratch"], teacher, architecture=architecture, distilled=False)
 
@@ -250,9 +257,18 @@ def test_the_rival_of_a_student_has_its_layers_and_as_many_weights_whatever_its_
 @pytest.mark.slow
 def test_the_rival_of_a_student_with_convolutions_is_trained_and_its_file_measured(here, tmp_path):
     teacher = Teacher("rlplatform.envs.probes:Catch", "dqn", 7, 64, QUICK, "cpu", 3, 3)
-    (cell,) = methods.train_small(tmp_path / "small", "4x8s4-6x3s2 12", "int8", teacher, lambda words: None)
+    (cell,) = methods.train_small(tmp_path / "small", "4x8s4-6x3s2 12", "int8", "dynamic", teacher, lambda words: None)
     assert (cell["method"], cell["architecture"], cell["variant"]) == ("scratch", "4x8s4-6x3s2 12", "int8")
     assert cell["parameters"] == students.parameters(students.parse("4x8s4-6x3s2 12"), (36, 36, 1), 3)
+    assert len(cell["returns"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantisation", ["static", "int16x8"])
+def test_the_file_of_a_rival_is_made_as_the_students_is(tmp_path, quantisation):
+    teacher = Teacher("CartPole-v1", "dqn", 7, 64, QUICK, "mcu", 3, 3)
+    (cell,) = methods.train_small(tmp_path / "small", "4", "int8", quantisation, teacher, lambda words: None)
+    assert (cell["variant"], cell["quantisation"], cell["distilled"]) == ("int8", quantisation, False)
     assert len(cell["returns"]) == 3
 
 
@@ -325,7 +341,7 @@ def test_a_teacher_is_trained_once_and_its_rival_as_it_was(here, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
     with pytest.raises(RunError, match="plays another policy than the teacher in the file"):
         methods.teach(tmp_path, "first", teacher, record | {"policy": "another"}, lambda words: None)
-    (cell,) = methods.train_small(tmp_path / "small", "4", "float", teacher, lambda words: None)
+    (cell,) = methods.train_small(tmp_path / "small", "4", "float", "none", teacher, lambda words: None)
     small = api.train(
         "CartPole-v1",
         preset="dqn",
