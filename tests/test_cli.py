@@ -90,9 +90,9 @@ def refused(typed):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A folder with `my_env.py`, a tiny trained run of it and a bundle of that run."""
+    """A folder with `shop_env.py`, a tiny trained run of it and a bundle of that run."""
     folder = tmp_path_factory.mktemp("shop")
-    env = write_env(folder / "my_env.py")
+    env = write_env(folder / "shop_env.py")
     assert cli.main(["train", env, "--steps", "128", "--out", str(folder / "run"), *QUICK]) == 0
     export(folder / "run", folder / "bundle", episodes=2, force=True)
     return folder
@@ -239,7 +239,7 @@ def test_spaces_of_a_users_own_that_are_not_supported_are_refused(refused, tmp_p
 
 
 def test_an_occupied_folder_is_refused(shop, refused, tmp_path):
-    env = f"{shop / 'my_env.py'}:MyEnv"
+    env = f"{shop / 'shop_env.py'}:MyEnv"
     assert "holds a run already; go on with it by --resume" in refused("train", env, "--out", shop / "run")
     (tmp_path / "thesis.tex").touch()
     assert "it holds thesis.tex" in refused("train", env, "--out", tmp_path)
@@ -251,7 +251,7 @@ def test_an_occupied_folder_is_refused(shop, refused, tmp_path):
 def test_a_run_that_is_another_is_refused(shop, refused):
     words = ("--out", shop / "run", "--resume")
     assert "not of CartPole-v1; choose another --out" in refused("train", "CartPole-v1", *words)
-    env = f"{shop / 'my_env.py'}:MyEnv"
+    env = f"{shop / 'shop_env.py'}:MyEnv"
     assert "agent.gamma would change" in refused("train", env, *words, "--set", "agent.gamma=0.5")
 
 
@@ -275,7 +275,7 @@ def test_a_changed_default_file_is_not_evaluated(bundle, refused):
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 @pytest.mark.filterwarnings("ignore:.*not within the observation space")  # says Gymnasium
 def test_an_observation_that_is_no_number_ends_an_evaluation(bundle, refused, shop, monkeypatch, wrong):
-    module = sys.modules[envs.naming.find(f"{shop / 'my_env.py'}:MyEnv").__module__]
+    module = sys.modules[envs.naming.find(f"{shop / 'shop_env.py'}:MyEnv").__module__]
     monkeypatch.setattr(module, "WRONG", wrong)
     for target in (bundle, shop / "run"):
         assert "shows NaN or infinity after step 2 of" in refused("evaluate", target, "--episodes", 2, code=1)
@@ -283,7 +283,7 @@ def test_an_observation_that_is_no_number_ends_an_evaluation(bundle, refused, sh
 
 def test_an_environment_of_another_shape_than_the_policys_is_refused(bundle, refused, shop):
     path = bundle / "policy.json"
-    text = path.read_text().replace(f"{shop / 'my_env.py'}:MyEnv", "Acrobot-v1")
+    text = path.read_text().replace(f"{shop / 'shop_env.py'}:MyEnv", "Acrobot-v1")
     recorded = json.loads(text)["sha256"]
     path.write_text(text.replace(recorded, digest(text, recorded)))
     assert "[2]" in refused("evaluate", bundle, "--episodes", 2, code=1)
