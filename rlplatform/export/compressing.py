@@ -130,6 +130,7 @@ def compress(
             return export(run, out, student=student, **options)
         except TooLarge:  # Sizes were predicted, and this one too small.
             assert candidate is not None
+            options["quantisation"] = quantisation
             ladder = ladder[ladder.index(candidate.architecture) + 1 :]
             order = [*_found(distillery, ladder, limit)]
             if not order:
