@@ -182,7 +182,9 @@ def _ladder(run: Run, folded: Any, target: Target, limit: int | None) -> list[Ar
             "it without a budget"
         )
     observation, num_actions = run.observation_shape, run.spec.num_actions
-    ladder = students.ladder(shape, observation, num_actions)[1:]
+    whole = int(folded.count_params())  # LayerNorm counts: without it, the teacher's own shape is a smaller network.
+    ladder = students.ladder(shape, observation, num_actions)
+    ladder = [rung for rung in ladder if students.parameters(rung, observation, num_actions) < whole]
     if limit is None:
         return ladder
     sizes = [predicted_bytes(rung, observation, num_actions, target) for rung in ladder]

@@ -7,8 +7,10 @@ import pytest
 from known import cartpole_run
 
 from rlplatform import compression
+from rlplatform.agents import networks
 from rlplatform.analysis import compare
 from rlplatform.compression import search, students
+from rlplatform.config import Config
 from rlplatform.errors import UserError
 from rlplatform.export import compress, compressing, read, verify
 from rlplatform.export.exporting import Refused, TooLarge
@@ -117,6 +119,35 @@ def test_where_int8_activations_lose_too_much_int16_ones_are_tried_before_anothe
     assert compress(run, tmp_path / "small", "1.5kB", target="mcu") == "verified"
     assert [quantisation for _, quantisation in tried] == ["auto", "int16x8", "auto"]
     assert tried[0][0] == tried[1][0] != tried[2][0]
+
+
+def test_after_a_student_that_is_too_large_in_int16_the_next_one_begins_with_int8(tmp_path, monkeypatch):
+    tried = []
+
+    def export(run, out, *, student, quantisation, **options):
+        tried.append((student.report["architecture"], quantisation))
+        if quantisation == "int16x8":
+            raise TooLarge("int16 activations take more bytes")
+        if len(tried) == 1:
+            raise Refused("a gate failed", narrow=True)
+        return "verified"
+
+    monkeypatch.setattr(compressing, "export", export)
+    monkeypatch.setattr(compressing, "Distillery", Untrained)
+    run = cartpole_run(tmp_path / "run")
+    assert compress(run, tmp_path / "small", "1.5kB", target="mcu") == "verified"
+    assert [quantisation for _, quantisation in tried] == ["auto", "int16x8", "auto"]
+    assert tried[0][0] == tried[1][0] != tried[2][0]
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_without_its_layer_norm_the_teachers_own_shape_is_the_largest_student(layer_norm):
+    config = Config().replace(network={"hidden_units": (64, 64), "layer_norm": layer_norm})
+    folded = compression.canonical(networks.build(config, (4,), "float32", 2)).model
+    run = SimpleNamespace(path="run", observation_shape=(4,), spec=SimpleNamespace(num_actions=2))
+    ladder = compressing._ladder(run, folded, "mcu", None)
+    assert (str(ladder[0]) == "64-64") == layer_norm
+    assert str(ladder[-1]) == "linear"
 
 
 @pytest.mark.slow
