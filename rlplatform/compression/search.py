@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 Progress = Callable[[str], None]
 
 STATES = 40_000  # that the teacher labels before the first student
-STATES_BYTES = 2**28  # of images, fewer
+STATES_BYTES = 2**28  # of large images, fewer
 ROUND_STATES = 10_000  # and in each round, those that a student has met
 ROUNDS = 4  # of students' rollouts (DAgger), at most, until a student plays as well as its teacher
 EPISODES = 100  # by which a student is chosen
@@ -42,12 +42,14 @@ class Teacher:
         model: its canonical network, `[B, O...]` float32 to `[B, A]`.
         act: its policy.
         environment: where it plays.
+        observation_dtype: in which labelled states are kept.
         factory: makes the environment, where it has no id.
     """
 
     model: Any
     act: Act
     environment: EnvironmentConfig
+    observation_dtype: str = "float32"
     factory: Factory | None = None
 
 
@@ -126,7 +128,7 @@ class Distillery:
         self._num_actions = int(teacher.model.output_shape[-1])
         self._parameters = int(teacher.model.count_params())
         self._report("labelling states of the teacher")
-        frame_bytes = int(np.prod(self._shape)) * 4
+        frame_bytes = int(np.prod(self._shape)) * np.dtype(teacher.observation_dtype).itemsize
         count = max(1_000, min(STATES, STATES_BYTES // frame_bytes))
         self._round_states = min(ROUND_STATES, count)
         self._labels = self._gather(teacher.act, count, "distillation")

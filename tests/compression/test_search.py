@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlplatform.agents import networks
 from rlplatform.analysis import Comparison, Interval
 from rlplatform.compression import students
-from rlplatform.compression.search import Candidate, best_of, parse_budget, smallest
+from rlplatform.compression.search import Candidate, Distillery, Teacher, best_of, parse_budget, smallest
+from rlplatform.config import Config
 from rlplatform.errors import UserError
 
 LADDER = students.ladder(students.parse("64-64"), (4,), 2)
@@ -46,6 +48,16 @@ def test_within_a_budget_the_smallest_of_those_that_pass_is_taken_and_else_the_o
     assert best_of(Pretended(lambda architecture: architecture == LADDER[4]), LADDER[3:]).architecture == LADDER[4]
     assert best_of(Pretended(lambda architecture: False), LADDER[3:]).architecture == LADDER[3]
     assert best_of(Pretended(lambda architecture: True), []) is None
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("uint8", 9_511), ("float32", 2_377)])
+def test_of_large_images_as_many_are_labelled_as_memory_is_meant_for(monkeypatch, dtype, count):
+    asked = []
+    monkeypatch.setattr(Distillery, "_gather", lambda self, act, count, stream: asked.append(count))
+    monkeypatch.setattr(Distillery, "_play", lambda self, act: np.zeros(4))
+    network = networks.build(Config(), (84, 84, 4), dtype, 6)
+    Distillery(Teacher(network, None, Config().environment, dtype))
+    assert asked == [count, 1_000]
 
 
 @pytest.mark.parametrize(
