@@ -83,7 +83,8 @@ def distil(
         log_dir: where TensorBoard finds the losses; nothing is written if None.
         callbacks: further Keras callbacks.
         keep_last: train for all epochs and keep the last weights instead: for what changes weights by a schedule.
-        compiled: compile the updates by XLA, several in one call; tfmot's wrappers need them one by one.
+        compiled: several updates in one call, compiled by XLA but for convolutions, whose gradients take XLA twice as
+            long on a CPU; tfmot's wrappers need updates one by one.
 
     Raises:
         RunError: the loss is no number.
@@ -95,7 +96,7 @@ def distil(
         loss=cross_entropy,
         weighted_metrics=[],
         steps_per_execution=STEPS_PER_CALL if compiled else 1,
-        jit_compile=compiled,
+        jit_compile=compiled and not any(isinstance(layer, keras.layers.Conv2D) for layer in student.layers),
     )
     typical = _typical(labels.gaps())
     early = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
