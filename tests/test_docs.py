@@ -24,7 +24,7 @@ sys.path.insert(
 )  # as a script too: the checkout, installed or not
 
 from rlplatform import cli, config, runtime
-from rlplatform.analysis import retained, scores
+from rlplatform.analysis import retained, savings, scores
 from rlplatform.presets import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -128,7 +128,7 @@ def test_the_environment_in_the_readme_can_be_made_and_pays_at_its_right_end(tmp
         env.close()
 
 
-TEACHERS = 5  # of a row of compression that is shown
+TEACHERS = 5  # of a row of compression that is shown, and seeds of one of transfer
 SEEDS = {"returns": 10, "foreign": 5, "memory": 5}  # of a row that is shown, by the name of its file
 
 
@@ -166,9 +166,26 @@ def compression_table():
     return "\n".join(lines)
 
 
+def transfer_table():
+    """Env steps to the threshold with transfer and without, for each pair that has enough seeds."""
+    head = ("Environment", "After", "Layers frozen", "Threshold", "Seeds", "Steps from scratch", "With transfer")
+    lines = [f"| {' | '.join((*head, 'Ratio, 95 % interval'))} |", "|" + (len(head) + 1) * "---|"]
+    for row in savings.savings(json.loads((ROOT / "benchmarks" / "transfer.json").read_text(encoding="utf-8"))):
+        if row.seeds >= TEACHERS:
+            spent = (
+                f"{steps:,.0f}" + ("" if reached == row.seeds else f" ({reached} of {row.seeds} there)")
+                for steps, reached in zip((row.scratch, row.transfer), row.reached, strict=True)
+            )
+            changed = " ".join((row.target, *(f"`{change}`" for change in row.changes)))
+            cells = (changed, row.source, str(row.frozen), f"{row.threshold:g}", str(row.seeds), *spent)
+            lines.append(f"| {' | '.join((*cells, scores.interval(row.ratio, row.seeds, 2)))} |")
+    return "\n".join(lines)
+
+
 def with_tables(text):
     """The README with the files' tables in the places of those that it has: each is the first one after its link."""
-    tables = {name: returns_table(name) for name in SEEDS} | {"compression": compression_table()}
+    tables = {name: returns_table(name) for name in SEEDS}
+    tables |= {"compression": compression_table(), "transfer": transfer_table()}
     for name, table in tables.items():
         start = text.index("| Environment |", text.index(f"](benchmarks/{name}.json)"))
         text = text[:start] + table + text[text.index("\n\n", start) :]
