@@ -170,7 +170,7 @@ def transfer_table():
     """Env steps to the threshold with transfer and without, for each pair that has enough seeds."""
     head = ("Environment", "After", "Layers frozen", "Threshold", "Seeds", "Steps from scratch", "With transfer")
     lines = [f"| {' | '.join((*head, 'Ratio, 95 % interval'))} |", "|" + (len(head) + 1) * "---|"]
-    for row in savings.savings(json.loads((ROOT / "benchmarks" / "transfer.json").read_text(encoding="utf-8"))):
+    for row in savings(json.loads((ROOT / "benchmarks" / "transfer.json").read_text(encoding="utf-8"))):
         if row.seeds >= TEACHERS:
             spent = (
                 f"{steps:,.0f}" + ("" if reached == row.seeds else f" ({reached} of {row.seeds} there)")
