@@ -156,8 +156,10 @@ def compression_table():
     """What is left of the teachers, for each method that all of them have."""
     head = ("Environment", "Method", "Network", "Bytes", "Smaller", "Return kept, 95 % interval", "Clear choices", "µs")
     lines = [f"| {' | '.join((*head, 'Refused'))} |", "|" + (len(head) + 1) * "---|"]
-    for row in retained.rows(json.loads((ROOT / "benchmarks" / "compression.json").read_text(encoding="utf-8"))):
-        if row.teachers >= TEACHERS or row.method.startswith(retained.SCRATCH):
+    rows = retained.rows(json.loads((ROOT / "benchmarks" / "compression.json").read_text(encoding="utf-8")))
+    shown = {(row.env, row.method) for row in rows if row.teachers >= TEACHERS}
+    for row in rows:
+        if (row.env, row.method.removeprefix(f"{retained.SCRATCH} as ")) in shown:
             network = next(iter(row.networks)) if len(row.networks) == 1 else f"{len(row.networks)} different"
             kept = "-" if row.retention is None else scores.interval(row.retention, row.teachers, 3)
             clear = "-" if row.clear is None else f"{row.clear:.1%}".replace("%", " %")
