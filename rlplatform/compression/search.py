@@ -42,7 +42,7 @@ class Teacher:
         model: its canonical network, `[B, O...]` float32 to `[B, A]`.
         act: its policy.
         environment: where it plays.
-        observation_dtype: in which labelled states are kept.
+        observation_dtype: in which labelled states are kept: bytes where they hold what is observed.
         factory: makes the environment, where it has no id.
     """
 
@@ -243,7 +243,8 @@ class Distillery:
 
     def _gather(self, act: Act, count: int, stream: str) -> Labels:
         teacher = self._teacher
-        return gather(teacher.model, act, teacher.environment, count, self._seed, stream, factory=teacher.factory)
+        found = gather(teacher.model, act, teacher.environment, count, self._seed, stream, factory=teacher.factory)
+        return found._replace(observations=found.observations.astype(teacher.observation_dtype, copy=False))
 
     def _play(self, act: Act) -> Array:
         return evaluate(act, self._teacher.environment, self._seeds, factory=self._teacher.factory).returns

@@ -110,7 +110,13 @@ def compress(
     folded = compression.canonical(run.network(which)).model
     ladder = [] if budget is None else _ladder(run, folded, target, limit)
     distillery = Distillery(
-        Teacher(folded, run.act(which), run.config.environment, run.spec.observation_dtype, factory),
+        Teacher(
+            folded,
+            run.act(which),
+            run.config.environment,
+            "uint8" if run.spec.binary else run.spec.observation_dtype,
+            factory,
+        ),
         seed,
         episodes=episodes,
         log_dir=None if log_dir is None else pathlib.Path(log_dir),

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from rlplatform.agents import networks
 from rlplatform.analysis import Comparison, Interval
-from rlplatform.compression import students
+from rlplatform.compression import search, students
+from rlplatform.compression.labels import Labels
 from rlplatform.compression.search import Candidate, Distillery, Teacher, best_of, parse_budget, smallest
 from rlplatform.config import Config
 from rlplatform.errors import UserError
@@ -58,6 +59,16 @@ def test_of_large_images_as_many_are_labelled_as_memory_is_meant_for(monkeypatch
     network = networks.build(Config(), (84, 84, 4), dtype, 6)
     Distillery(Teacher(network, None, Config().environment, dtype))
     assert asked == [count, 1_000]
+
+
+def test_labelled_states_are_kept_as_bytes_where_those_hold_them(monkeypatch):
+    seen = Labels(np.eye(8, dtype=np.float32).reshape(8, 2, 2, 2), np.zeros((8, 3), np.float32), None)
+    monkeypatch.setattr(search, "gather", lambda *_, **__: seen)
+    monkeypatch.setattr(Distillery, "_play", lambda self, act: np.zeros(4))
+    network = networks.build(Config(), (2, 2, 2), "float32", 3)
+    kept = Distillery(Teacher(network, None, Config().environment, "uint8")).labels
+    assert kept.observations.dtype == np.uint8
+    assert np.array_equal(kept.observations, seen.observations)
 
 
 @pytest.mark.parametrize(
