@@ -83,8 +83,8 @@ def distil(
         log_dir: where TensorBoard finds the losses; nothing is written if None.
         callbacks: further Keras callbacks.
         keep_last: train for all epochs and keep the last weights instead: for what changes weights by a schedule.
-        compiled: several updates in one call, compiled by XLA but for convolutions, whose gradients take XLA twice as
-            long on a CPU; tfmot's wrappers need updates one by one.
+        compiled: several updates in one call, compiled by XLA but for convolutions, whose gradients it is slow
+            at on a CPU; tfmot's wrappers need updates one by one.
 
     Raises:
         RunError: the loss is no number.

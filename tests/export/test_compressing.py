@@ -104,30 +104,14 @@ def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller
     assert tried[-1] == "linear"
 
 
-def test_where_int8_activations_lose_too_much_int16_ones_are_tried_before_another_student(tmp_path, monkeypatch):
-    tried = []
-
-    def export(run, out, *, student, quantisation, **options):
-        tried.append((student.report["architecture"], quantisation))
-        if len({architecture for architecture, _ in tried}) == 1:
-            raise Refused("a gate failed", narrow=quantisation == "auto")
-        return "verified"
-
-    monkeypatch.setattr(compressing, "export", export)
-    monkeypatch.setattr(compressing, "Distillery", Untrained)
-    run = cartpole_run(tmp_path / "run")
-    assert compress(run, tmp_path / "small", "1.5kB", target="mcu") == "verified"
-    assert [quantisation for _, quantisation in tried] == ["auto", "int16x8", "auto"]
-    assert tried[0][0] == tried[1][0] != tried[2][0]
-
-
-def test_after_a_student_that_is_too_large_in_int16_the_next_one_begins_with_int8(tmp_path, monkeypatch):
+@pytest.mark.parametrize("wide", [Refused("a gate failed"), TooLarge("int16 activations take more bytes")])
+def test_int16_activations_are_tried_before_another_student_which_begins_with_int8(tmp_path, monkeypatch, wide):
     tried = []
 
     def export(run, out, *, student, quantisation, **options):
         tried.append((student.report["architecture"], quantisation))
         if quantisation == "int16x8":
-            raise TooLarge("int16 activations take more bytes")
+            raise wide
         if len(tried) == 1:
             raise Refused("a gate failed", narrow=True)
         return "verified"
