@@ -29,6 +29,7 @@ class Recipe:
 
     Attributes:
         epochs: passes over the labelled states, at most.
+        epoch_states: of one pass, at most: of more states, each pass takes the next ones.
         batch_size: states of one update.
         learning_rate: at first; None takes one by the student's size, see `learning_rate_of`.
         decay: what the learning rate is multiplied by after each epoch.
@@ -37,11 +38,16 @@ class Recipe:
     """
 
     epochs: int = 60
+    epoch_states: int = 40_000
     batch_size: int = 256
     learning_rate: float | None = None
     decay: float = 0.95
     patience: int = 12
     temperature: float = 0.25
+
+    def updates(self, states: int) -> int:
+        """Of one epoch, with so many labelled states."""
+        return max(1, min(states, self.epoch_states) // self.batch_size)
 
 
 class Distilled(NamedTuple):
@@ -108,9 +114,10 @@ def distil(
         *callbacks,
     ]
     history = student.fit(
-        data_of(labels, temperature, typical, recipe.batch_size, seed),
+        data_of(labels, temperature, typical, recipe.batch_size, seed).repeat(),
         validation_data=data_of(held_out, temperature, typical, recipe.batch_size, None),
         epochs=recipe.epochs,
+        steps_per_epoch=recipe.updates(len(labels.values)),
         callbacks=watching,
         verbose=0,
     ).history

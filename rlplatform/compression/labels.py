@@ -29,6 +29,10 @@ class Labels(NamedTuple):
         """[N] int64, the teacher's greedy actions."""
         return masked(self.values, self.masks).argmax(axis=1)  # type: ignore[no-any-return]
 
+    def at(self, rows: Array) -> "Labels":
+        """Those of the given rows, `[M]` integers."""
+        return Labels(self.observations[rows], self.values[rows], None if self.masks is None else self.masks[rows])
+
     def gaps(self) -> Array:
         """[N]: the best value less the second best among the allowed ones, infinite where only one is allowed."""
         return gaps(masked(self.values, self.masks))

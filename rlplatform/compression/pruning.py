@@ -64,7 +64,7 @@ def prune(
     tfmot = optimization.load()
     kernels = {layer.name: layer.kernel.shape for layer in model.layers if is_prunable(layer)}
     wanted = layer_sparsities({name: tuple(shape) for name, shape in kernels.items()}, sparsity)
-    updates = recipe.epochs * max(1, len(labels.values) // recipe.batch_size)
+    updates = recipe.epochs * recipe.updates(len(labels.values))
     first, last = int(BEGIN * updates), max(int(END * updates), int(BEGIN * updates) + 1)
 
     def wrapped(layer: Any) -> Any:

@@ -28,9 +28,11 @@ Progress = Callable[[str], None]
 STATES = 40_000  # that the teacher labels before the first student
 STATES_BYTES = 2**28  # of large images, fewer
 ROUND_STATES = 10_000  # and in each round, those that a student has met
+GROWTH = 4  # times the first states, at most: of more, a random choice is kept
 ROUNDS = 4  # of students' rollouts (DAgger), at most, until a student plays as well as its teacher
 EPISODES = 100  # by which a student is chosen
-TRIED_IN_BUDGET = 4  # students of a fixed budget, the largest first
+# Of a fixed budget: so many students, the largest first, get so many rounds; the better ones of them go on.
+STAGES = ((4, 0), (2, 2), (1, ROUNDS))
 UNITS = {"b": 1, "kb": 1_000, "kib": 1_024, "mb": 1_000_000, "mib": 2**20}
 
 
@@ -83,6 +85,16 @@ class Candidate:
         return tree | {"architecture": str(self.architecture)}
 
 
+@dataclasses.dataclass
+class _Student:
+    """A network in training: its best round, that round's weights, and the rounds of its own rollouts so far."""
+
+    model: Any
+    best: Candidate | None = None
+    weights: list[Array] = dataclasses.field(default_factory=list)
+    rounds: int = -1
+
+
 def parse_budget(text: str | int) -> int | None:
     """Bytes, from `4kB`, `1.5 KiB`, `900` or a number; None for `auto`.
 
@@ -130,16 +142,14 @@ class Distillery:
         self._report("labelling states of the teacher")
         frame_bytes = int(np.prod(self._shape)) * np.dtype(teacher.observation_dtype).itemsize
         count = max(1_000, min(STATES, STATES_BYTES // frame_bytes))
-        self._round_states = min(ROUND_STATES, count)
+        self._round_states, self._most = min(ROUND_STATES, count), GROWTH * count
         self._labels = self._gather(teacher.act, count, "distillation")
         self._held_out = self._gather(teacher.act, max(1_000, count // 10), "held-out")
         self._seeds = envs.seeds(seed, episodes, "student")
         self._teacher_returns = self._play(teacher.act)
         self._margin = gates.margin(self._teacher_returns, self._play(random_actions(self._num_actions, seed)))
         self._rounds = 0
-        self.candidates: list[Candidate] = []
-        self.models: dict[Architecture, Any] = {}
-        self._improved: set[Architecture] = set()
+        self._students: dict[Architecture, _Student] = {}
 
     @property
     def teacher_interquartile_mean(self) -> float:
@@ -156,52 +166,49 @@ class Distillery:
         """Labelled states of other episodes."""
         return self._held_out
 
-    def try_out(self, architecture: Architecture) -> Candidate:
-        """Trains a student, until it plays as well as the teacher or its rounds are over; the best round is kept."""
-        known = next((each for each in self.candidates if each.architecture == architecture), None)
-        if known is not None:
-            return known
-        model = students.build(architecture, self._labels.observations, self._num_actions)
-        best: tuple[Candidate, list[Array]] | None = None
-        for number in range(ROUNDS + 1):
-            self._distil(architecture, model, number)
-            candidate, visited = self._judge(architecture, model, number)
-            if best is None or _rank(candidate) > _rank(best[0]):
-                best = candidate, model.get_weights()
-            if candidate.passed or number == ROUNDS:
-                break
-            self._labels = together(self._labels, visited)
-        assert best is not None
-        candidate, weights = best
-        model.set_weights(weights)
-        self.candidates.append(candidate)
-        self.models[architecture] = model
-        return candidate
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The best round of every student that was tried."""
+        return [student.best for student in self._students.values() if student.best is not None]
+
+    def model(self, architecture: Architecture) -> Any:
+        """The network of a student that was tried, with the weights of its best round."""
+        return self._students[architecture].model
+
+    def try_out(self, architecture: Architecture, rounds: int = ROUNDS) -> Candidate:
+        """Trains a student, until it plays as well as the teacher or its rounds are over; the best round is kept.
+
+        Asked again for more rounds, it goes on.
+        """
+        return self._train(architecture, rounds, lambda best: best.passed)
 
     def improve(self, candidate: Candidate) -> Candidate:
-        """Trains a student of `try_out` for the rounds that it has left, while it loses anything; the best is kept.
+        """Trains a student of `try_out` for the rounds that it has left, while it loses anything; the best is kept."""
+        return self._train(candidate.architecture, ROUNDS, lambda best: best.comparison.difference.estimate >= 0)
 
-        Once: a student that was improved stays as it is.
-        """
-        architecture = candidate.architecture
-        if architecture in self._improved:
-            return candidate
-        self._improved.add(architecture)
-        model = self.models[architecture]
-        best = candidate, model.get_weights()
-        for number in range(candidate.rounds + 1, ROUNDS + 1):
-            if best[0].comparison.difference.estimate >= 0:
-                break
-            visited = self._gather(act_of_network(model), self._round_states, f"more-{architecture}-{number}")
-            self._labels = together(self._labels, visited)
-            self._distil(architecture, model, number)
-            found, _ = self._judge(architecture, model, number)
-            if _rank(found) > _rank(best[0]):
-                best = found, model.get_weights()
-        better, weights = best
-        model.set_weights(weights)
-        self.candidates[self.candidates.index(candidate)] = better
-        return better
+    def _train(self, architecture: Architecture, rounds: int, enough: Callable[[Candidate], bool]) -> Candidate:
+        student = self._students.get(architecture)
+        if student is None:
+            student = _Student(students.build(architecture, self._labels.observations, self._num_actions))
+            self._students[architecture] = student
+        model = student.model
+        while student.best is None or (student.rounds < rounds and not enough(student.best)):
+            student.rounds += 1
+            self._distil(architecture, model, student.rounds)
+            candidate, visited = self._judge(architecture, model, student.rounds)
+            if student.best is None or _rank(candidate) > _rank(student.best):
+                student.best, student.weights = candidate, model.get_weights()
+            self._add(visited)
+        model.set_weights(student.weights)
+        return student.best
+
+    def _add(self, visited: Labels) -> None:
+        """What a student has met is there for all that are trained later."""
+        self._labels = together(self._labels, visited)
+        surplus = len(self._labels.values) - self._most
+        if surplus > 0:
+            rows = np.random.default_rng(self._seed + self._rounds).permutation(len(self._labels.values))[surplus:]
+            self._labels = self._labels.at(np.sort(rows))
 
     def _distil(self, architecture: Architecture, model: Any, number: int) -> None:
         size = students.parameters(architecture, self._shape, self._num_actions)
@@ -277,10 +284,20 @@ def smallest(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidat
 def best_of(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidate | None:
     """The best of the first few students: the one that loses least, of those that pass if any does.
 
-    Of those that lose the same, it is the smallest.
+    Of those that lose the same, it is the smallest. The worse half goes without further rounds, again and again
+    (successive halving: Jamieson & Talwalkar 2016), since most of the time is training.
+
+    Args:
+        distillery: trains them.
+        ladder: most weights first.
     """
-    tried = [distillery.try_out(architecture) for architecture in ladder[:TRIED_IN_BUDGET]]
-    return max(tried, key=of_budget, default=None)
+    going_on, best = list(ladder), None
+    for kept, rounds in STAGES:
+        tried = [distillery.try_out(architecture, rounds) for architecture in going_on[:kept]]
+        tried.sort(key=of_budget, reverse=True)
+        going_on = [candidate.architecture for candidate in tried]
+        best = tried[0] if tried else None
+    return best
 
 
 def of_budget(candidate: Candidate) -> tuple[bool, float, int]:

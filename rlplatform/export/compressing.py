@@ -164,7 +164,7 @@ def _student(
 ) -> Student | None:
     """A candidate's network, or the teacher's own, pruned and clustered as asked for; None where nothing is done."""
     tell = progress or (lambda words: None)
-    model = folded if candidate is None else distillery.models[candidate.architecture]
+    model = folded if candidate is None else distillery.model(candidate.architecture)
     report = _report(distillery, candidate, folded)
     if prune is not None:
         tell(f"pruning {prune:.0%} of the weights")

@@ -299,7 +299,7 @@ def test_a_file_is_measured_on_its_teachers_episodes_and_a_refused_one_is_marked
     """Of a policy that always earns 500: by its own bundle, and by a linear student that was taught the opposite."""
     monkeypatch.setattr(search, "STATES", 2_000)
     monkeypatch.setattr(search, "ROUND_STATES", 1_000)
-    monkeypatch.setattr(search, "TRIED_IN_BUDGET", 1)
+    monkeypatch.setattr(search, "STAGES", ((1, search.ROUNDS),))
     run = cartpole_run(tmp_path / "run")
     said = []
     teacher = Teacher("CartPole-v1", "dqn", 3, 64, QUICK, "cpu", 5, 4)

@@ -104,6 +104,18 @@ def test_training_stops_early_and_keeps_its_best_weights():
 
 
 @pytest.mark.slow
+def test_of_many_states_an_epoch_takes_a_part_and_the_next_one_the_next_part():
+    seen = labels(120, seed=0)
+    student = students.build(students.parse("4"), seen.observations, seen.values.shape[1])
+    updates = []
+    counting = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: updates.append(int(student.optimizer.iterations)))
+    recipe = Recipe(epochs=4, epoch_states=60, batch_size=20, patience=99)
+    distil(student, seen, labels(50, seed=1), recipe, callbacks=[counting])
+    assert updates == [3, 6, 9, 12]
+    rows = data_of(seen, 1.0, 1.0, 20, seed=0).repeat().take(6)
+    assert len({row.tobytes() for observations, _, _ in rows for row in observations.numpy()}) == 120
+
+
 def test_a_rate_that_is_too_large_is_said_in_a_sentence():
     seen = labels(200)
     student = students.build(students.parse("8-8"), seen.observations, 3)

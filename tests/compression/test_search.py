@@ -20,11 +20,12 @@ class Pretended:
     """A distillery whose students pass or fail as they are told, and which counts."""
 
     def __init__(self, passes):
-        self.passes, self.tried = passes, []
+        self.passes, self.tried, self.rounds = passes, [], {}
 
-    def try_out(self, architecture):
+    def try_out(self, architecture, rounds=search.ROUNDS):
         if architecture not in self.tried:
             self.tried.append(architecture)
+        self.rounds[architecture] = rounds
         size = students.parameters(architecture, (4,), 2)
         passed = self.passes(architecture)
         lost = Comparison(Interval(0.0, -0.1 if passed else -50.0 + size / 1e4, 0.1), 1.0)
@@ -49,6 +50,58 @@ def test_within_a_budget_the_smallest_of_those_that_pass_is_taken_and_else_the_o
     assert best_of(Pretended(lambda architecture: architecture == LADDER[4]), LADDER[3:]).architecture == LADDER[4]
     assert best_of(Pretended(lambda architecture: False), LADDER[3:]).architecture == LADDER[3]
     assert best_of(Pretended(lambda architecture: True), []) is None
+
+
+def test_within_a_budget_most_rounds_are_for_the_students_that_lose_least():
+    distillery = Pretended(lambda architecture: False)
+    best_of(distillery, LADDER)
+    assert [distillery.rounds[architecture] for architecture in LADDER[:4]] == [search.ROUNDS, 2, 0, 0]
+    assert distillery.tried == LADDER[:4]
+
+
+class Table:
+    """Labels of a teacher that prefers action 0 exactly where the only feature is positive."""
+
+    def __init__(self, monkeypatch, returns):
+        self.streams, self.returns, self.trained = [], iter(returns), []
+        monkeypatch.setattr(Distillery, "_gather", lambda _, act, count, stream: self.gather(count, stream))
+        monkeypatch.setattr(Distillery, "_play", lambda _, act: np.full(20, next(self.returns)))
+        monkeypatch.setattr(search, "distil", lambda model, labels, *_, **__: self.trained.append(labels))
+
+    def gather(self, count, stream):
+        self.streams.append(stream)
+        observations = np.full((count, 1), len(self.streams), np.float32)
+        return Labels(observations, np.concatenate([observations, -observations], axis=1), None)
+
+    def distillery(self):
+        network = networks.build(Config(), (1,), "float32", 2)
+        return Distillery(Teacher(network, None, Config().environment))
+
+
+def test_a_student_goes_on_where_it_was_with_all_states_that_were_met_and_ends_with_its_best_round(monkeypatch):
+    table = Table(monkeypatch, [500.0, 10.0, 200.0, 300.0, 250.0, 499.0])
+    distillery = table.distillery()
+    architecture = students.parse("3")
+    found = [distillery.try_out(architecture, rounds) for rounds in (0, 1, 2)]
+    assert [(each.rounds, each.interquartile_mean) for each in found] == [(0, 200.0), (1, 300.0), (1, 300.0)]
+    assert [len(labels.values) for labels in table.trained] == [40_000, 50_000, 60_000]
+    assert distillery.try_out(architecture).passed
+    assert [each.rounds for each in distillery.candidates] == [3]
+    assert distillery.try_out(architecture).rounds == 3, "it plays as well: nothing is left to do"
+    assert len(table.trained) == 4
+
+
+def test_labelled_states_do_not_grow_without_end_and_the_newest_are_among_them(monkeypatch):
+    monkeypatch.setattr(search, "STATES", 1_000)
+    table = Table(monkeypatch, [500.0, 10.0, *[100.0] * 10])
+    distillery = table.distillery()
+    for text in ("3", "4"):
+        distillery.try_out(students.parse(text))
+    sizes = [len(labels.values) for labels in table.trained]
+    assert sizes == [1_000, 2_000, 3_000, *[4_000] * 7]
+    last = distillery.labels
+    assert (last.observations == len(table.streams)).any()
+    assert np.array_equal(last.values[:, :1], last.observations), "values stay beside their states"
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("uint8", 9_510), ("float32", 2_377)])

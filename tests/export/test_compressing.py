@@ -22,7 +22,7 @@ def fewer_states(monkeypatch):
     """Enough for a pole, in a tenth of the time."""
     monkeypatch.setattr(search, "STATES", 5_000)
     monkeypatch.setattr(search, "ROUND_STATES", 2_000)
-    monkeypatch.setattr(search, "TRIED_IN_BUDGET", 1)
+    monkeypatch.setattr(search, "STAGES", ((1, search.ROUNDS),))
 
 
 @pytest.mark.slow
@@ -70,15 +70,19 @@ class Untrained:
     """In place of a distillery: every student plays as well as its teacher, without having learned."""
 
     def __init__(self, *_, **__):
-        self.candidates, self.models, self.labels = [], {}, SimpleNamespace(values=[])
+        self.candidates, self.labels = [], SimpleNamespace(values=[])
         self.teacher_interquartile_mean = 500.0
 
-    def try_out(self, architecture):
+    def try_out(self, architecture, rounds=0):
         comparison = compare(np.ones(2), np.ones(2), 0.1)
         parameters = students.parameters(architecture, (4,), 2)
-        self.candidates.append(search.Candidate(architecture, parameters, 0, 1.0, 1.0, 500.0, comparison, True))
-        self.models[architecture] = None
-        return self.candidates[-1]
+        found = search.Candidate(architecture, parameters, 0, 1.0, 1.0, 500.0, comparison, True)
+        if found not in self.candidates:
+            self.candidates.append(found)
+        return found
+
+    def model(self, architecture):
+        return None
 
     def improve(self, candidate):
         return candidate
@@ -95,7 +99,7 @@ def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller
 
     monkeypatch.setattr(compressing, "export", export)
     monkeypatch.setattr(compressing, "Distillery", Untrained)
-    monkeypatch.setattr(search, "TRIED_IN_BUDGET", 1)
+    monkeypatch.setattr(search, "STAGES", ((1, search.ROUNDS),))
     run = cartpole_run(tmp_path / "run")
     assert compress(run, tmp_path / "small", "1.1kB", target="mcu") == "verified"
     sizes = [students.parameters(students.parse(architecture), (4,), 2) for architecture in tried]
