@@ -112,12 +112,11 @@ class Agent(tf.Module):
 
     def _groups(self) -> dict[str, Any]:
         """The variables, by the name of what holds them."""
-        network = {id(variable) for variable in self.online.variables}  # observations' statistics are the network's
         groups = {
             "online": self.online.variables,
             # The mask is the optimiser's too, but stands below.
             "optimizer": [self.optimizer.first_moment, self.optimizer.second_moment, self.optimizer.steps],
-            "normalization": [variable for variable in self.normalization.variables if id(variable) not in network],
+            "normalization": self.normalization.own_variables,
         }
         return groups if self.pruning is None else groups | {"pruning": self.pruning.variables}
 

@@ -20,6 +20,8 @@ from rlplatform.agents.torsos import torso_function
 from rlplatform.config import Config, NetworkConfig
 from rlplatform.errors import UserError
 
+STANDARDIZE = "standardize"  # what the layer is called that holds the statistics of observations
+
 
 def build(
     config: Config,
@@ -62,7 +64,7 @@ def build(
         else observation
     )
     if network.normalize_observations:
-        features = Standardize(name="standardize")(features)
+        features = Standardize(name=STANDARDIZE)(features)
     computing = (
         f"mixed_{config.training.precision}" if training and config.training.precision != "float32" else "float32"
     )

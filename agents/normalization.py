@@ -1,7 +1,9 @@
 """Normalisation of observations and rewards by running statistics, which are part of the agent's state."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from rlplatform import devices
@@ -37,6 +39,23 @@ class Normalization(tf.Module):
             self.returns = tf.Variable(0.0, trainable=False, name="returns")
             self.mean = tf.Variable(0.0, trainable=False, name="mean")
             self.variance = tf.Variable(1.0, trainable=False, name="variance")
+
+    @property
+    def own_variables(self) -> list[tf.Variable]:
+        """All variables but those of the network's layer."""
+        of_layer = {id(variable) for variable in (self._layer.variables if self._layer is not None else ())}
+        return [variable for variable in self.variables if id(variable) not in of_layer]
+
+    def statistics(self) -> dict[str, tf.Variable]:
+        """What is kept of the past, by name, as far as this run keeps it; not of episodes that still go on."""
+        names = ("observations", "returns", "mean", "variance")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def begin_with(self, statistics: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Goes on from the `statistics()` of another run, as far as both keep them."""
+        for name, variable in self.statistics().items():
+            if name in statistics:
+                variable.assign(statistics[name])
 
     def update(self, block: Block) -> None:
         """Traced: takes a block's slots into account; dead slots count as observations, not as rewards.

@@ -25,6 +25,7 @@ sys.path.insert(
 
 from rlplatform import cli, config, runtime
 from rlplatform.analysis import retained, savings, scores
+from rlplatform.analysis.savings import how_frozen
 from rlplatform.presets import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -179,7 +180,8 @@ def transfer_table():
                 for steps, reached in zip((row.scratch, row.transfer), row.reached, strict=True)
             )
             changed = " ".join((row.target, *(f"`{change}`" for change in row.changes)))
-            cells = (changed, row.source, str(row.frozen), f"{row.threshold:g}", str(row.seeds), *spent)
+            frozen = " ".join((how_frozen(row), *(f"`{change}`" for change in row.transfer_changes)))
+            cells = (changed, row.source, frozen, f"{row.threshold:g}", str(row.seeds), *spent)
             lines.append(f"| {' | '.join((*cells, scores.interval(row.ratio, row.seeds, 2)))} |")
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from rlplatform.analysis.scores import interval, laid_out
 from rlplatform.analysis.statistics import Interval, bootstrap
 
 Array = np.ndarray[Any, Any]
-KEYS = ("from", "to", "changes", "freeze", "fine_tune")  # what tells one row from another
+KEYS = ("from", "to", "changes", "transfer_changes", "freeze", "fine_tune")  # what tells one row from another
 ARMS = ("scratch", "transfer")
 
 
@@ -28,6 +28,7 @@ class Saving:
         source: the environment whose network is transferred.
         target: the environment that is learned.
         changes: `key=value` texts that hold for the target alone.
+        transfer_changes: `key=value` texts that hold for the runs with transfer alone.
         frozen: how many layers do not learn at first.
         fine_tune: how many of those learn later.
         threshold: the mean return of an evaluation that counts as learned.
@@ -43,6 +44,7 @@ class Saving:
     source: str
     target: str
     changes: tuple[str, ...]
+    transfer_changes: tuple[str, ...]
     frozen: int
     fine_tune: int
     threshold: float
@@ -78,6 +80,7 @@ def savings(tree: Mapping[str, Any]) -> list[Saving]:
                 source=pair["from"],
                 target=pair["to"],
                 changes=tuple(pair["changes"]),
+                transfer_changes=tuple(pair["transfer_changes"]),
                 frozen=int(last["frozen_layers"]),
                 fine_tune=int(pair["fine_tune"]),
                 threshold=float(pair["threshold"]),
@@ -101,7 +104,7 @@ def savings_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
         [
             row.source,
             " ".join((row.target, *row.changes)),
-            f"{row.frozen}, {row.fine_tune} tuned" if row.fine_tune else str(row.frozen),
+            " ".join((how_frozen(row), *row.transfer_changes)),
             f"{row.threshold:g}",
             str(row.seeds),
             _spent(row.scratch, row.reached[0], row),
@@ -114,6 +117,11 @@ def savings_table(tree: Mapping[str, Any], *, markdown: bool = False) -> str:
     parts = [laid_out(head, body, markdown) if body else "no seed has both runs yet"]
     parts += [f"failed: {run['to']} {run['arm']} seed {run['seed']}: {run['error']}" for run in tree["failed"]]
     return ("\n\n" if markdown else "\n").join(parts)
+
+
+def how_frozen(row: Saving) -> str:
+    """How many layers do not learn at first, and how many of those later."""
+    return f"{row.frozen}, {row.fine_tune} tuned" if row.fine_tune else str(row.frozen)
 
 
 def first_reached(evaluations: Sequence[tuple[int, float]], threshold: float) -> int | None:

@@ -109,6 +109,13 @@ def add(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="change a value of --to alone, like environment.kwargs.difficulty_ramping=false",
     )
+    transfer.add_argument(
+        "--set-transfer",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the runs with transfer alone, like exploration.epsilon=0.05",
+    )
     _add_shared(transfer)
 
 
@@ -202,10 +209,13 @@ def _transfer(args: Any) -> Result:
             fine_tune=args.fine_tune,
             seeds=args.seeds,
             changes=args.set_to,
+            transfer_changes=args.set_transfer,
             **shared,
         )
 
-    tree, result, code = _measured(args, ("to", "out"), savings.read, measure, ("source", "given", "set_to"))
+    tree, result, code = _measured(
+        args, ("to", "out"), savings.read, measure, ("source", "given", "set_to", "set_transfer")
+    )
     result |= {"runs": len(tree["runs"]), "rows": [dataclasses.asdict(row) for row in analysis.savings(tree)]}
     return code, result, analysis.savings_table(tree, markdown=args.markdown)
 

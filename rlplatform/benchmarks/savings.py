@@ -33,6 +33,10 @@ FORM = Form(
 )
 
 
+# What both runs of a seed have in common, or their steps could not be compared.
+_COMPARED = ("environment.", "evaluation.", "callbacks.", "transfer.", "training.total_steps")
+
+
 class Pair(NamedTuple):
     """What is transferred where, and how.
 
@@ -41,6 +45,7 @@ class Pair(NamedTuple):
         config: that of the target, with which both runs of a seed are trained; where their first weights come from
             stands beside it.
         changes: `key=value` texts that hold for the target alone.
+        transfer_changes: those that hold for the runs with transfer alone, over `config`.
         freeze: first layers that do not learn; None for all that are taken over, but for the last one.
         fine_tune: the last so many of those learn in the second half of the updates.
         given: folders of finished source runs; without them each seed trains its own.
@@ -49,6 +54,7 @@ class Pair(NamedTuple):
     source: Config
     config: Config
     changes: tuple[str, ...]
+    transfer_changes: tuple[str, ...]
     freeze: int | None
     fine_tune: int
     given: tuple[str, ...]
@@ -56,8 +62,14 @@ class Pair(NamedTuple):
     @property
     def key(self) -> dict[str, Any]:
         """What its records have, and those of no other pair."""
-        values = (self.source.environment.id, self.config.environment.id, list(self.changes))
-        return dict(zip(KEYS, (*values, self.freeze, self.fine_tune), strict=True))
+        pair = (self.source.environment.id, self.config.environment.id)
+        changes = (list(self.changes), list(self.transfer_changes))
+        return dict(zip(KEYS, (*pair, *changes, self.freeze, self.fine_tune), strict=True))
+
+    @property
+    def transfer_config(self) -> Config:
+        """What the runs with transfer are trained with."""
+        return configuration.change(self.config, self.transfer_changes)
 
     @property
     def words(self) -> str:
@@ -92,14 +104,16 @@ def measure(
     processes: int = 2,
     overrides: Sequence[str] = (),
     changes: Sequence[str] = (),
+    transfer_changes: Sequence[str] = (),
     overwrite: bool = False,
     command: str = "",
 ) -> dict[str, Any]:
     """Trains what `out` does not hold yet, and writes each run into `out` as it ends.
 
-    Both runs of a seed have the same settings and the same seed. A run ends at the first evaluation during training
-    whose mean return reaches the threshold, or at its last step. What a kill has cut short goes on from its
-    checkpoints, which lie beside `out` in `NAME.runs` until they are done; runs that have failed are tried again.
+    Both runs of a seed have the same seed, and the same settings but for `transfer_changes`. A run ends at the first
+    evaluation during training whose mean return reaches the threshold, or at its last step. What a kill has cut short
+    goes on from its checkpoints, which lie beside `out` in `NAME.runs` until they are done; runs that have failed are
+    tried again.
 
     Args:
         source: where the network learns first; may be left out where runs are `given`.
@@ -117,6 +131,7 @@ def measure(
         processes: runs side by side, with one core each.
         overrides: `key=value` texts over the preset, for both environments.
         changes: `key=value` texts for the target alone, `environment.kwargs` among them.
+        transfer_changes: `key=value` texts for the runs with transfer alone, none of what the two are compared by.
         overwrite: replace runs of the same pair that were made otherwise, not refuse.
         command: what the user has typed, kept in the file.
 
@@ -139,6 +154,7 @@ def measure(
         fine_tune=fine_tune,
         overrides=overrides,
         changes=changes,
+        transfer_changes=transfer_changes,
     )
     folder = out.with_name(f"{out.stem}.runs")
     with exclusive(folder):
@@ -180,6 +196,7 @@ def plan(
     fine_tune: int,
     overrides: Sequence[str],
     changes: Sequence[str],
+    transfer_changes: Sequence[str],
 ) -> Pair:
     """The pair, tried so far that a wrong word is found before anything is trained; arguments as of `measure`.
 
@@ -211,7 +228,11 @@ def plan(
     if reached is None:
         raise UserError(f"{target} names no return from which it counts as solved; give one as the threshold")
     trained_on = trained_on.replace(callbacks={"stop_on_reward": float(reached), "early_stopping_patience": 0})
-    return Pair(learned, trained_on, tuple(changes), freeze, fine_tune, tuple(given))
+    pair = Pair(learned, trained_on, tuple(changes), tuple(transfer_changes), freeze, fine_tune, tuple(given))
+    for key in configuration.differences(trained_on, pair.transfer_config):
+        if key.startswith(_COMPARED):
+            raise UserError(f"both runs of a seed must have the same {key}; change it with --set or --set-to")
+    return pair
 
 
 def _configuration_of(given: Sequence[str]) -> Config:
@@ -253,7 +274,7 @@ def train_one(folder: pathlib.Path, pair: Pair, arm: str, seed: int, ask: Ask) -
         best = source.best()
         assert best is not None
         transfer = {"source": source, "freeze": pair.freeze, "fine_tune": pair.fine_tune}
-        run, outcome = _train(folder / "run", pair.config, seed, lambda step: ask(steps + step), **transfer)
+        run, outcome = _train(folder / "run", pair.transfer_config, seed, lambda step: ask(steps + step), **transfer)
         (source_return,) = compact([best.mean_return])
         about = {"source_steps": learned, "source_return": source_return}
         about |= {"frozen_layers": run.config.transfer.frozen_layers}

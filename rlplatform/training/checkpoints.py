@@ -87,8 +87,11 @@ class Checkpoints:
         self._delete_old(final)
         return final
 
-    def restore(self) -> Saved | None:
+    def restore(self, prefix: str = "") -> Saved | None:
         """The newest checkpoint that verifies, or None where there are none.
+
+        Args:
+            prefix: only arrays whose names begin so are kept in memory.
 
         Warns:
             UserWarning: one sentence, where newer ones are broken and were passed over.
@@ -103,7 +106,7 @@ class Checkpoints:
             raise RunError(f"{self._folder} cannot be read: {error.strerror}") from error
         for path in reversed(found):
             try:
-                saved = _read(path)
+                saved = _read(path, prefix)
             except _Broken as reason:
                 broken.append(f"{path.name} ({reason})")
                 continue
@@ -212,7 +215,7 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def _read(path: pathlib.Path) -> Saved:
+def _read(path: pathlib.Path, prefix: str) -> Saved:
     manifest = _manifest(path)
     try:
         with open(path / _VARIABLES, "rb") as variables, open(path / _HOST, "rb") as host:
@@ -220,7 +223,11 @@ def _read(path: pathlib.Path) -> Saved:
                 if hashlib.file_digest(file, "sha256").hexdigest() != manifest["files"][name]["sha256"]:
                     raise _Broken(f"{name} is damaged")
                 file.seek(0)
-            arrays = {name: np.load(variables, allow_pickle=False) for name in manifest["variables"]}
+            arrays = {}
+            for name in manifest["variables"]:
+                array = np.load(variables, allow_pickle=False)
+                if name.startswith(prefix):
+                    arrays[name] = array
             try:
                 return Saved(manifest["step"], arrays, pickle.load(host))
             except Exception as error:  # a class that this version no longer has, and whatever else unpickling runs

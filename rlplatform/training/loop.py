@@ -132,10 +132,12 @@ class Loop:
                 )
 
     def _begin(self) -> None:
-        """Takes layers over from another network."""
+        """Takes layers over from another network, and the units in which its values are."""
         network = self._learner.agent.online
         self.taken_over = transfer.begin(network, self._config)
         self._learner.agent.begin_with(network.get_weights())
+        if self.taken_over:
+            self._learner.agent.normalization.begin_with(transfer.statistics(self._config, self.taken_over))
         self._acting = self._learner.weights()
 
     # --- what callbacks see ---------------------------------------------------------------------------------------

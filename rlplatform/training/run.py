@@ -134,11 +134,10 @@ class Run:
             if best is None:
                 raise self._no_best()
             return best.weights
-        saved = self.checkpoints().restore()
+        saved = self.checkpoints().restore("agent/online/")
         if saved is None:
             raise UserError(f"{self.path} has no checkpoint yet")
-        count = sum(name.startswith("agent/online/") for name in saved.variables)
-        return [saved.variables[f"agent/online/{index}"] for index in range(count)]
+        return [saved.variables[f"agent/online/{index}"] for index in range(len(saved.variables))]
 
 
 def seed_networks(seed: int) -> None:

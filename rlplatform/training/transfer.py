@@ -5,14 +5,17 @@ import pathlib
 from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 import tf_keras as keras
 
-from rlplatform.agents import backbones
+from rlplatform.agents import backbones, networks
 from rlplatform.agents.freezing import freeze
+from rlplatform.agents.normalization import Normalization
 from rlplatform.config import Config
 from rlplatform.errors import UserError
 from rlplatform.training.run import Run
 
+Array = np.ndarray[Any, Any]
 NOTHING = "none"  # a source that says: all weights are fresh, and that is meant
 
 
@@ -87,6 +90,34 @@ def begin(network: Any, config: Config) -> list[Layer]:
     """
     source = load_source(config)
     return [] if source is None else take_over(network, source)
+
+
+def statistics(config: Config, layers: list[Layer]) -> dict[str, Array]:
+    """What the run `transfer.source` has counted of its rewards and observations, as its newest checkpoint has it.
+
+    The values of the layers that were taken over are in those units. Nothing, where the last layer begins fresh or the
+    source is no run with a checkpoint; nothing of observations, where their own layer begins fresh.
+
+    Args:
+        config: the new run's.
+        layers: from `begin`.
+    """
+    path = pathlib.Path(config.transfer.source)
+    if layers[-1].source is None or not path.is_dir():
+        return {}
+    run = Run.open(path)
+    saved = run.checkpoints().restore("agent/normalization/")
+    if saved is None:
+        return {}
+    made = Normalization(run.config, run.fresh_network())
+    places = {id(variable): index for index, variable in enumerate(made.own_variables)}
+    found = {
+        name: saved.variables[f"agent/normalization/{places[id(variable)]}"]
+        for name, variable in made.statistics().items()
+    }
+    if all(layer.source is None for layer in layers if layer.name == networks.STANDARDIZE):
+        found.pop("observations", None)
+    return found
 
 
 def take_over(network: Any, source: Any) -> list[Layer]:

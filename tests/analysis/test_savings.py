@@ -5,7 +5,7 @@ import pytest
 from rlplatform.analysis import savings, savings_table
 from rlplatform.analysis.savings import first_reached
 
-PAIR = {"from": "Pole", "to": "Heavy", "changes": [], "freeze": None, "fine_tune": 0}
+PAIR = {"from": "Pole", "to": "Heavy", "changes": [], "transfer_changes": [], "freeze": None, "fine_tune": 0}
 
 
 def tree(scratch, transfer, seeds=None, failed=()):

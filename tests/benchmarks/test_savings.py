@@ -67,6 +67,9 @@ def test_the_same_command_trains_only_what_is_missing(invented, tmp_path):
     invented.trained.clear()
     measure(out, freeze=0)  # another row
     assert len(invented.trained) == 4
+    tree = measure(out, transfer_changes=["exploration.epsilon=0.05"])  # and another
+    assert len(invented.trained) == 8
+    assert [pair["transfer_changes"] for pair in tree["configurations"]] == [[], [], ["exploration.epsilon=0.05"]]
 
 
 def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(invented, tmp_path):
@@ -106,6 +109,9 @@ def test_rows_that_were_made_otherwise_are_refused_or_replaced(invented, tmp_pat
         ({"threshold": None}, "names no return from which it counts as solved"),
         ({"overrides": [*QUICK, "evaluation.interval=0"]}, "evaluation.interval must be above 0 here"),
         ({"changes": ["agent.gama=1"]}, "did you mean 'agent.gamma'"),
+        ({"transfer_changes": ["agent.gama=1"]}, "did you mean 'agent.gamma'"),
+        ({"transfer_changes": [ONES.replace("4", "5")]}, "of a seed must have the same environment.kwargs.lengths"),
+        ({"transfer_changes": ["training.total_steps=9"]}, "must have the same training.total_steps; change it with"),
         ({"given": ["nowhere"], "source": None}, "there is no run folder nowhere"),
         ({"given": ["nowhere"], "preset": "dqn"}, "have settings and steps of their own"),
     ],
@@ -120,12 +126,13 @@ def test_what_is_wrong_is_found_before_anything_is_trained(invented, tmp_path, o
 def test_the_threshold_is_where_the_target_counts_as_solved_and_both_have_the_sources_preset(here):
     options = {"given": (), "threshold": None, "preset": None, "steps": 500, "source_steps": 900}
     options |= {"freeze": None, "fine_tune": 0, "overrides": ["agent.gamma=0.9"], "changes": []}
+    options |= {"transfer_changes": ["agent.gamma=0.8"]}
     pair = savings.plan("CartPole-v1", "rlplatform.envs.variants:HeavyCartPole", **options)
     assert pair.config.callbacks.stop_on_reward == 475.0
     assert (pair.source.training.total_steps, pair.config.training.total_steps) == (900, 500)
     assert pair.source.network == pair.config.network
     assert pair.source.agent == pair.config.agent
-    assert pair.config.agent.gamma == 0.9
+    assert (pair.config.agent.gamma, pair.transfer_config.agent.gamma) == (0.9, 0.8)
     own = resolve("rlplatform.envs.variants:HeavyCartPole")
     assert pair.config.exploration == resolve("CartPole-v1").exploration != own.exploration
 

@@ -146,6 +146,44 @@ def test_frozen_layers_stay_and_fine_tuned_ones_move_later(source, tmp_path, fin
     assert moved == moves
 
 
+class Units:
+    """What a run's rewards and observations are normalised by when it begins."""
+
+    def on_train_begin(self, run):
+        kept = run._learner.agent.normalization.statistics()
+        self.found = {name: float(variable) for name, variable in kept.items()}
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.mark.slow
+def test_values_that_are_taken_over_keep_their_units(tmp_path):
+    """And so do standardised observations, unless their layer begins fresh; a `.keras` file has no units to give."""
+    normal = ["agent.normalize_rewards=true", "network.normalize_observations=true", *DEEP]
+    source = api.train("CartPole-v1", preset="dqn", out=tmp_path / "source", overrides=normal, progress=False)
+    saved = source.checkpoints().restore("agent/normalization/").variables
+    settings = [setting for setting in normal if not setting.startswith("network.")]
+
+    def at_first(origin, target, name, overrides):
+        units = Units()
+        options = {"preset": "dqn", "progress": False, "callbacks": [units], "out": tmp_path / name}
+        api.transfer(origin, target, freeze=0, overrides=[*overrides, "training.total_steps=32"], **options)
+        return units.found
+
+    shape = ["network.hidden_units=[8, 6]", "network.normalize_observations=true"]
+    found = at_first(source, "rlplatform.envs.variants:HeavyCartPole", "same", [*settings, *shape])
+    assert found["observations"] >= 128
+    assert found["returns"] > 100
+    assert {found["mean"], found["variance"]} <= {float(array) for array in saved.values() if array.shape == ()}
+    fewer = at_first(source, "rlplatform.envs.memory:HiddenVelocityCartPole", "fewer", [*settings, *shape])
+    assert fewer == found | {"observations": 0.0}
+    file = tmp_path / "own.keras"
+    source.network("best").save(file)
+    fresh = {"observations": 0.0, "returns": 0.0, "mean": 0.0, "variance": 1.0}
+    assert at_first(file, "CartPole-v1", "file", [*settings, *shape]) == fresh
+
+
 @pytest.mark.slow
 def test_a_transferred_run_goes_on_without_its_source(source, tmp_path):
     settings = [setting for setting in DEEP if not setting.startswith("network.")]
