@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -93,6 +94,42 @@ def convert(
         UserError: the target or the quantisation is unknown, or does not fit the network or the target.
         RunError: the converter failed.
     """
+    order = _ordered(model, calibration, target, quantisation, masks, onnx, trained)
+    return _converted([order], calibration, target, masks, states)[0]
+
+
+def convert_all(
+    models: Sequence[Any],
+    calibration: Array,
+    target: Target = "cpu",
+    quantisation: Quantisation = "auto",
+    masks: Array | None = None,
+) -> list[Files]:
+    """`convert` for several networks on the same observations, in one process: most of its time is its start."""
+    orders = [_ordered(model, calibration, target, quantisation, masks) for model in models]
+    return _converted(orders, calibration, target, masks) if orders else []
+
+
+class _Order(NamedTuple):
+    """What is to be converted, and how: `jobs` are for the worker, `form` and `scaling` from `static_form`."""
+
+    model: Any
+    form: Any
+    scaling: Scaling | None
+    per_channel: bool
+    trained: Any | None
+    jobs: list[dict[str, Any]]
+
+
+def _ordered(
+    model: Any,
+    calibration: Array,
+    target: Target,
+    quantisation: Quantisation,
+    masks: Array | None,
+    onnx: bool = False,
+    trained: Any | None = None,
+) -> _Order:
     modes = _modes(model, calibration, target, quantisation)
     observation_dtype = calibration.dtype.name
     form, scaling = static_form(model, calibration, target)
@@ -110,18 +147,52 @@ def convert(
             }
     if onnx:
         jobs.append({"mode": "onnx", "saved_model": "float", "output": ONNX_FILE})
+    return _Order(model, form, scaling, per_channel, trained, jobs)
+
+
+def _converted(
+    orders: Sequence[_Order], calibration: Array, target: Target, masks: Array | None, states: Array | None = None
+) -> list[Files]:
     with tempfile.TemporaryDirectory(prefix="rlplatform-") as name:
-        folder = pathlib.Path(name)
-        save(model, observation_dtype, folder / "float", mask=masks is not None)
-        cpu = target == "cpu"
-        if any(job["saved_model"] == "static" for job in jobs):
-            if trained is None and per_channel:
-                form = balanced(form, _representative(calibration, scaling))
-            save(trained or form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
-        np.save(folder / "calibration.npy", _representative(calibration, scaling))
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        _run(folder)
-        made = {job["mode"]: (folder / job["output"]).read_bytes() for job in jobs}
+        folders = [pathlib.Path(name) / str(index) for index in range(len(orders))]
+        for folder, order in zip(folders, orders, strict=True):
+            _write(folder, order, calibration, target, masks)
+        _run(folders)
+        made = [
+            {job["mode"]: (folder / job["output"]).read_bytes() for job in order.jobs}
+            for folder, order in zip(folders, orders, strict=True)
+        ]
+    return [
+        _chosen(order, contents, calibration, target, masks, states)
+        for order, contents in zip(orders, made, strict=True)
+    ]
+
+
+def _write(folder: pathlib.Path, order: _Order, calibration: Array, target: Target, masks: Array | None) -> None:
+    """What the worker finds in its folder."""
+    folder.mkdir()
+    representative = _representative(calibration, order.scaling)
+    save(order.model, calibration.dtype.name, folder / "float", mask=masks is not None)
+    cpu = target == "cpu"
+    if any(job["saved_model"] == "static" for job in order.jobs):
+        form = order.trained
+        if form is None:
+            form = balanced(order.form, representative) if order.per_channel else order.form
+        save(form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
+    np.save(folder / "calibration.npy", representative)
+    (folder / "jobs.json").write_text(json.dumps(order.jobs))
+
+
+def _chosen(
+    order: _Order,
+    made: dict[str, bytes],
+    calibration: Array,
+    target: Target,
+    masks: Array | None,
+    states: Array | None,
+) -> Files:
+    """The files, refined and without what nobody reads; of several int8 files the one that `auto` takes."""
+    model, scaling = order.model, order.scaling
     seen = tf.cast(calibration, "float32")
     expected = (model(seen, training=False) if states is None else model([seen, states], training=False)[0]).numpy()
     named = None if scaling is None else scaling._asdict()
@@ -143,7 +214,7 @@ def convert(
         "calibration_observations": len(calibration),
     }
     if method != "dynamic":
-        details["dense_scales"] = "per unit" if per_channel else "per layer"
+        details["dense_scales"] = "per unit" if order.per_channel else "per layer"
     return Files(slim(made["float"]), content, scaling, details, made.get("onnx"))
 
 
@@ -271,14 +342,14 @@ def refuses_int16x8(model: Any, calibration: Array) -> str | None:
     return None
 
 
-def _run(folder: pathlib.Path) -> None:
+def _run(folders: Sequence[pathlib.Path]) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-P", str(worker.__file__), str(folder)]
+    command = [sys.executable, "-P", str(worker.__file__), *map(str, folders)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0:
         return
-    reason = folder / "error.txt"
-    lines = [reason.read_text()] if reason.exists() else [line for line in done.stderr.splitlines() if line.strip()]
+    reasons = [reason.read_text() for folder in folders if (reason := folder / "error.txt").exists()]
+    lines = reasons or [line for line in done.stderr.splitlines() if line.strip()]
     raise RunError(f"the conversion failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
 
 

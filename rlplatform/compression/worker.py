@@ -1,7 +1,7 @@
-"""The process that runs TensorFlow's converter, and the one to ONNX: started with a folder, never imported.
+"""The process that runs TensorFlow's converter, and the one to ONNX: started with folders, never imported.
 
 Every `convert()` keeps about 22 MB for good, and the converter writes notes to standard output from C++; both end with
-this process. The folder holds `jobs.json`, the SavedModels that it names and `calibration.npy`; each job leaves a file.
+this process. A folder holds `jobs.json`, the SavedModels that it names and `calibration.npy`; each job leaves a file.
 Where one fails, `error.txt` has the sentence.
 """
 
@@ -101,4 +101,4 @@ def quantise_all(float_file: bytes, per_channel: bool) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(pathlib.Path(sys.argv[1])))
+    sys.exit(max(map(main, map(pathlib.Path, sys.argv[1:]))))

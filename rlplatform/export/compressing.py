@@ -1,8 +1,10 @@
 """From a run to the smallest bundle that plays as well, or to the best one within a budget."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rlplatform import compression
 from rlplatform.compression import (
@@ -34,6 +36,7 @@ from rlplatform.training import Run
 # Of a file without weights, of each layer beside its weights, and of floats in and out around int8; measured on small
 # networks, good to a fifth or so.
 BYTES, LAYER_BYTES, FLOAT_BYTES = 420, 250, 600
+SIZING_STATES = 1_000  # that ranges are calibrated on where only the size of a file is asked for
 
 
 def compress(
@@ -125,10 +128,13 @@ def compress(
     order: list[Candidate | None] = [None] if budget is None else [*_found(distillery, ladder, limit)]
     if limit is None and budget is not None:
         order.append(None)  # in the end, the network itself is the smallest that plays as well
+    sizes: dict[Architecture, int] = {}
     while order:
         candidate = order.pop(0)
         candidate = candidate and distillery.improve(candidate)
-        student = _student(distillery, candidate, folded, prune, clusters, seed, progress)
+        if budget is not None:
+            _measure(sizes, distillery, run.spec.observation_dtype, target, quantisation, progress)
+        student = _student(distillery, candidate, sizes, folded, prune, clusters, seed, progress)
         if student is None:
             return export(run, out, force=force, **options)
         student = student._replace(report={"budget": budget, **student.report}, limit=limit)
@@ -153,9 +159,32 @@ def compress(
     raise AssertionError("there is always a last one")
 
 
+def _measure(
+    sizes: dict[Architecture, int],
+    distillery: Distillery,
+    observation_dtype: str,
+    target: Target,
+    quantisation: Quantisation,
+    progress: Progress | None,
+) -> None:
+    """Puts the bytes of the smaller file of each student that was tried into `sizes`, as the converter makes it."""
+    new = [tried.architecture for tried in distillery.candidates if tried.architecture not in sizes]
+    if not new:
+        return
+    (progress or (lambda words: None))("measuring the students' files")
+    seen = distillery.labels.at(np.arange(min(SIZING_STATES, len(distillery.labels.values))))
+    models = [compression.canonical(distillery.model(architecture)).model for architecture in new]
+    files = compression.convert_all(
+        models, seen.observations.astype(observation_dtype), target, quantisation, seen.masks
+    )
+    for architecture, made in zip(new, files, strict=True):
+        sizes[architecture] = min(len(made.float_file), len(made.int8_file))
+
+
 def _student(
     distillery: Distillery,
     candidate: Candidate | None,
+    sizes: Mapping[Architecture, int],
     folded: Any,
     prune: float | None,
     clusters: int | None,
@@ -165,7 +194,7 @@ def _student(
     """A candidate's network, or the teacher's own, pruned and clustered as asked for; None where nothing is done."""
     tell = progress or (lambda words: None)
     model = folded if candidate is None else distillery.model(candidate.architecture)
-    report = _report(distillery, candidate, folded)
+    report = _report(distillery, candidate, sizes, folded)
     if prune is not None:
         tell(f"pruning {prune:.0%} of the weights")
         pruned = compression.prune(model, distillery.labels, distillery.held_out, prune, seed=seed)
@@ -222,12 +251,24 @@ def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None
     return [best] if limit is not None else []
 
 
-def _report(distillery: Distillery, chosen: Candidate | None, folded: Any) -> dict[str, Any]:
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each point, whether no other is less in one coordinate and not more in the other."""
+    return [not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+
+
+def _report(
+    distillery: Distillery, chosen: Candidate | None, sizes: Mapping[Architecture, int], folded: Any
+) -> dict[str, Any]:
+    tried = [(candidate, sizes.get(candidate.architecture)) for candidate in distillery.candidates]
+    on_front = pareto([(size or 0, -candidate.interquartile_mean) for candidate, size in tried])
     report: dict[str, Any] = {
         "teacher_parameters": int(folded.count_params()),
         "teacher_interquartile_mean": distillery.teacher_interquartile_mean,
         "labelled_states": len(distillery.labels.values),
-        "candidates": [candidate.to_json() for candidate in distillery.candidates],
+        "candidates": [
+            candidate.to_json() | {"bytes": size, "on_front": best}
+            for (candidate, size), best in zip(tried, on_front, strict=True)
+        ],
     }
     if chosen is not None:
         report["architecture"] = str(chosen.architecture)

@@ -82,32 +82,36 @@ def _search(manifest: Mapping[str, Any]) -> list[str]:
     candidates = report.get("candidates", [])
     if not candidates:
         return []
-    head = ["student", "weights", "rounds", "IQM", "agreement", "on its own states", "as good"]
+    head = ["student", "bytes", "weights", "rounds", "IQM", "agreement", "on its own states", "as good", "on the front"]
     body = [
         [
             each["architecture"],
+            f"{each['bytes']:,}",
             f"{each['parameters']:,}",
             str(each["rounds"]),
             f"{each['interquartile_mean']:.1f}",
             f"{each['agreement']:.1%}",
             f"{each['own_agreement']:.1%}",
             "yes" if each["passed"] else "no",
+            "yes" if each["on_front"] else "",
         ]
-        for each in sorted(candidates, key=lambda each: -int(each["parameters"]))
+        for each in sorted(candidates, key=lambda each: -int(each["bytes"]))
     ]
     return [
         "<h2>Smaller networks that were tried</h2>",
         f"<p>The teacher has {report['teacher_parameters']:,} weights and an interquartile mean of "
         f"{report['teacher_interquartile_mean']:.1f} in the episodes by which students are chosen; "
-        f"{report['labelled_states']:,} states were labelled.</p>",
+        f"{report['labelled_states']:,} states were labelled. The bytes are those of a student's smaller file, as it "
+        "is first converted; the line is the Pareto front: for no student on it is there a smaller one that earns as "
+        "much.</p>",
         _chart(candidates, report.get("architecture"), report["teacher_interquartile_mean"]),
         _table(head, body),
     ]
 
 
 def _chart(candidates: Sequence[Mapping[str, Any]], chosen: str | None, teacher: float) -> str:
-    """Interquartile mean over weights, on a logarithmic axis."""
-    sizes = [math.log10(each["parameters"]) for each in candidates]
+    """Interquartile mean over bytes, on a logarithmic axis, with the Pareto front as a line."""
+    sizes = [math.log10(each["bytes"]) for each in candidates]
     values = [float(each["interquartile_mean"]) for each in candidates] + [teacher]
     left, right = min(sizes), max(sizes)
     low, high = min(values), max(values)
@@ -125,18 +129,24 @@ def _chart(candidates: Sequence[Mapping[str, Any]], chosen: str | None, teacher:
         'stroke-dasharray="4 4"/>',
         f'<text x="{WIDTH - MARGIN}" y="{y(teacher) - 6:.1f}" text-anchor="end">teacher</text>',
         f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{HEIGHT - MARGIN}" y2="{HEIGHT - MARGIN}" stroke="#444"/>',
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 14}" text-anchor="middle">weights (logarithmic)</text>',
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 14}" text-anchor="middle">bytes (logarithmic)</text>',
         f'<text x="8" y="{MARGIN - 16}">interquartile mean of the returns</text>',
     ]
+    front = sorted(
+        (x(size), y(float(each["interquartile_mean"])))
+        for each, size in zip(candidates, sizes, strict=True)
+        if each["on_front"]
+    )
+    points = " ".join(f"{across:.1f},{up:.1f}" for across, up in front)
+    marks.append(f'<polyline points="{points}" fill="none" stroke="#17692f" stroke-opacity=".4"/>')
     for each, size in zip(candidates, sizes, strict=True):
         at, colour = y(float(each["interquartile_mean"])), "#17692f" if each["passed"] else "#a3201d"
-        own = each["architecture"] == chosen
+        own, name = each["architecture"] == chosen, _text(each["architecture"])
         marks.append(
             f'<circle cx="{x(size):.1f}" cy="{at:.1f}" r="{7 if own else 4}" fill="{colour}">'
-            f"<title>{_text(each['architecture'])}: {each['parameters']:,} weights</title></circle>"
+            f"<title>{name}: {each['bytes']:,} bytes, {each['parameters']:,} weights</title></circle>"
         )
-        label = f"{_text(each['architecture'])}"
-        marks.append(f'<text x="{x(size):.1f}" y="{at + 20:.1f}" text-anchor="middle">{label}</text>')
+        marks.append(f'<text x="{x(size):.1f}" y="{at + 20:.1f}" text-anchor="middle">{name}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">{"".join(marks)}</svg>'
 
 

@@ -4,7 +4,7 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from rlplatform.agents import networks
-from rlplatform.compression import agreement, canonical, choice, conversion, convert, inspection
+from rlplatform.compression import agreement, canonical, choice, conversion, convert, convert_all, inspection
 from rlplatform.compression.reference import Network
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
@@ -126,6 +126,16 @@ def test_a_feature_that_never_changes_does_not_break_the_scaling():
     scaling = conversion._input_scaling(seen)
     assert np.isfinite(scaling.multiplier).all()
     np.testing.assert_allclose(((seen - scaling.offset) * scaling.multiplier)[:, 1], 0.0)
+
+
+def test_several_networks_are_converted_as_each_of_them_alone(for_mcu):
+    model, alone = for_mcu
+    small = canonical(vector_network((8,))).model
+    first, second = convert_all([canonical(model).model, small], vectors(), "mcu")
+    assert (first.float_file, first.int8_file) == (alone.float_file, alone.int8_file)
+    assert len(second.int8_file) < len(first.int8_file)
+    assert kept(small, second.int8_file, vectors(seed=1), second.scaling)[0] > 0.95
+    assert convert_all([], vectors(), "mcu") == []
 
 
 def test_a_tiny_network_for_a_cpu_becomes_static_int8_where_that_is_faithful(monkeypatch):
@@ -319,7 +329,7 @@ def test_what_the_converter_says_last_becomes_the_error(tmp_path):
     (tmp_path / "jobs.json").write_text('[{"mode": "float", "saved_model": "missing", "output": "f.tflite"}]')
     np.save(tmp_path / "calibration.npy", vectors())
     with pytest.raises(RunError, match=r"the conversion failed: .*missing"):
-        conversion._run(tmp_path)
+        conversion._run([tmp_path])
 
 
 @pytest.mark.parametrize(("words", "expected"), [("one\nboom\n", "boom"), ("", "it ended with 3")])
@@ -328,4 +338,4 @@ def test_a_process_that_dies_is_told_by_its_last_line(tmp_path, monkeypatch, wor
     program.write_text(f"import os, sys; sys.stderr.write({words!r}); sys.stderr.flush(); os._exit(3)")
     monkeypatch.setattr(conversion.worker, "__file__", str(program))
     with pytest.raises(RunError, match=f"the conversion failed: {expected}"):
-        conversion._run(tmp_path)
+        conversion._run([tmp_path])

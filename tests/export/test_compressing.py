@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from known import cartpole_run
 
 from rlplatform import compression
@@ -43,8 +45,12 @@ def test_the_smallest_policy_that_plays_as_well_is_found_and_verified(tmp_path, 
     assert manifest["files"]["policy_int8.tflite"]["bytes"] < 1_300
     assert any(words.startswith("distilling") for words in said)
     assert list((tmp_path / "log").rglob("events.*"))
+    taken = next(each for each in report["candidates"] if each["architecture"] == report["architecture"])
+    assert taken["bytes"] == manifest["files"]["policy_int8.tflite"]["bytes"], "measured on files, not foreseen"
     page = (tmp_path / "small" / "report.html").read_text()
     assert page.count("<circle") == len(sizes)
+    assert page.count("<polyline") == 1
+    assert all(f"{each['bytes']:,} bytes" in page for each in report["candidates"])
     assert all(f"<td>{each['architecture']}<td>" in page for each in report["candidates"])
     again = verify(tmp_path / "small", episodes=4)  # from the bundle alone
     assert again.passed
@@ -88,6 +94,15 @@ class Untrained:
         return candidate
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_the_front_holds_every_point_that_no_other_one_beats(points):
+    front = {point for point, best in zip(points, compressing.pareto(points), strict=True) if best}
+    assert min(points) in front
+    for x, y in points:
+        beaten = any(a <= x and b <= y and (a, b) != (x, y) for a, b in front)
+        assert beaten != ((x, y) in front), "what is not on the front is beaten by a point on it"
+
+
 def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller_one(tmp_path, monkeypatch):
     tried = []
 
@@ -99,6 +114,7 @@ def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller
 
     monkeypatch.setattr(compressing, "export", export)
     monkeypatch.setattr(compressing, "Distillery", Untrained)
+    monkeypatch.setattr(compressing, "_measure", lambda *_: None)
     monkeypatch.setattr(search, "STAGES", ((1, search.ROUNDS),))
     run = cartpole_run(tmp_path / "run")
     assert compress(run, tmp_path / "small", "1.1kB", target="mcu") == "verified"
@@ -122,6 +138,7 @@ def test_int16_activations_are_tried_before_another_student_which_begins_with_in
 
     monkeypatch.setattr(compressing, "export", export)
     monkeypatch.setattr(compressing, "Distillery", Untrained)
+    monkeypatch.setattr(compressing, "_measure", lambda *_: None)
     run = cartpole_run(tmp_path / "run")
     assert compress(run, tmp_path / "small", "1.5kB", target="mcu") == "verified"
     assert [quantisation for _, quantisation in tried] == ["auto", "int16x8", "auto"]
