@@ -14,6 +14,7 @@ from rlplatform.errors import RunError
 Array = np.ndarray[Any, Any]
 
 SOURCE = "policy.c"
+WHOLE = ("int8", "int16")
 COMPILERS = ("cc", "gcc", "clang")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
 FLAGS = ("-std=c99", "-ffreestanding", "-O2", "-shared", "-fPIC", *WARNINGS)
@@ -36,6 +37,9 @@ class CompiledPolicy:
         folder: where `policy.c` and `policy.h` lie.
         num_actions: A.
 
+    Attributes:
+        whole: int8 or int16, what the part computes in that is not float; None where there is no such part.
+
     Raises:
         RunError: it does not compile without a warning.
     """
@@ -54,10 +58,8 @@ class CompiledPolicy:
                 raise RunError(f"{SOURCE} does not compile: {lines[0]}")
             self._library = ctypes.CDLL(str(library))  # stays loaded when its file is gone
 
-    @property
-    def has_int8(self) -> bool:
-        """Whether it has the int8 part."""
-        return hasattr(self._library, "policy_act_int8")
+        parts = [kind for kind in WHOLE if hasattr(self._library, f"policy_act_{kind}")]
+        self.whole = parts[0] if parts else None
 
     def q_values(self, observation: Array) -> Array:
         """`[A]` float32, of the float part."""
@@ -66,12 +68,13 @@ class CompiledPolicy:
         self._library.policy_act(_pointer(given), None, _pointer(q))
         return q
 
-    def q_int8(self, observation: Array) -> Array:
-        """`[A]` int8, of the int8 part, which quantises the observation itself."""
-        given = np.ascontiguousarray(observation, np.float32)
-        entered, q = np.zeros(given.size, np.int8), np.zeros(self._num_actions, np.int8)
+    def q_whole(self, observation: Array) -> Array:
+        """`[A]` int8 or int16, of the whole-number part, which quantises the observation itself."""
+        assert self.whole is not None
+        given, kind = np.ascontiguousarray(observation, np.float32), np.dtype(self.whole)
+        entered, q = np.zeros(given.size, kind), np.zeros(self._num_actions, kind)
         self._library.policy_quantise(_pointer(given), _pointer(entered))
-        self._library.policy_act_int8(_pointer(entered), None, _pointer(q))
+        getattr(self._library, f"policy_act_{kind.name}")(_pointer(entered), None, _pointer(q))
         return q
 
 

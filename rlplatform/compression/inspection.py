@@ -40,8 +40,8 @@ class Contents(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that it computes is in int8."""
-        return self.activations == "int8" and not self.float_islands
+        """Whether all that it computes is in whole numbers."""
+        return self.static and not self.float_islands
 
 
 def read(content: bytes) -> Contents:

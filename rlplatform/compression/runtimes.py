@@ -168,15 +168,15 @@ def _reference(case: _Case) -> _Given:
 
 
 def _in_c(case: _Case) -> _Given:
-    """`policy.c`, whose int8 part is there where all of the int8 file is whole numbers."""
+    """`policy.c`, whose whole-number part is there where all of the static file is whole numbers."""
     policy = compiled.CompiledPolicy(case.folder, case.manifest["action"]["count"])
     if case.variant == "float":
         return _Given(np.stack([policy.q_values(observation) for observation in case.observations]))
-    if not policy.has_int8:
-        raise RunError(f"{compiled.SOURCE} has no int8 part")
+    if policy.whole != case.contents.activations:
+        raise RunError(f"{compiled.SOURCE} has no {case.contents.activations} part")
     scale, (low, _) = case.contents.q_step, case.contents.q_range
-    q = np.stack([policy.q_int8(observation) for observation in case.observations])
-    return _Given((q.astype(np.float64) + 128.0) * scale + low)
+    q = np.stack([policy.q_whole(observation) for observation in case.observations])
+    return _Given((q.astype(np.float64) - np.iinfo(policy.whole).min) * scale + low)
 
 
 def _by_onnx(case: _Case) -> _Given:

@@ -1,8 +1,9 @@
 """A .tflite file as C99: two files without libraries, without malloc, with the arithmetic of LiteRT's own kernels.
 
 What is read is the exported file itself, so that C and LiteRT compute from the same numbers. A float32 file becomes
-float arithmetic. A static int8 file becomes whole-number arithmetic: 32-bit sums, then a multiplier of 31 bits and a
-shift (Jacob et al. 2018, section 2.2), rounded as LiteRT's reference kernels round.
+float arithmetic. A static file becomes whole-number arithmetic: 32-bit sums (64-bit ones for int16
+activations), then a multiplier of 31 bits and a shift (Jacob et al. 2018, section 2.2), rounded as LiteRT's reference
+kernels round.
 """
 
 import dataclasses
@@ -26,8 +27,11 @@ _DTYPES = {
     schema.TensorType.FLOAT32: np.float32,
     schema.TensorType.INT8: np.int8,
     schema.TensorType.UINT8: np.uint8,
+    schema.TensorType.INT16: np.int16,
     schema.TensorType.INT32: np.int32,
+    schema.TensorType.INT64: np.int64,
 }
+_WHOLE = {schema.TensorType.INT8: "int8", schema.TensorType.INT16: "int16"}
 _BETWEEN = frozenset({"RESHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"})
 
 
@@ -38,7 +42,7 @@ class Layer:
     Attributes:
         kind: `dense` or `conv`.
         weights: `[U, I]` for a Dense, `[U, h, w, C]` for a Conv2D; float32 or int8.
-        bias: `[U]` float32 or int32.
+        bias: `[U]` float32, int32 or int64.
         relu: whether negative outputs become zero.
         inputs: `(H, W, C)` of a Conv2D, `(1, 1, I)` of a Dense.
         outputs: `(H, W, U)`, `(1, 1, U)`.
@@ -47,6 +51,7 @@ class Layer:
         scales: of the weights, one for each output, float64; empty in float.
         given: scale and zero point of what comes in; `(1, 0)` in float.
         made: scale and zero point of what goes out.
+        activations: what goes in and out: float32, int8 or int16.
     """
 
     kind: str
@@ -60,13 +65,20 @@ class Layer:
     scales: Array
     given: tuple[float, int]
     made: tuple[float, int]
+    activations: str
+
+    @property
+    def factors(self) -> list[tuple[int, int]]:
+        """By what sums become outputs, as multipliers and shifts: one for each output, or one for all."""
+        pairs = [multiplier_of(self.given[0] * scale / self.made[0]) for scale in self.scales]
+        return pairs[:1] if len(set(pairs)) == 1 else pairs
 
 
 def read_layers(content: bytes) -> list[Layer]:
     """The layers of a file from `compression.convert`, from the observation to `q`.
 
     Raises:
-        UserError: it computes something else than Dense and Conv2D layers with ReLU, or it mixes float with int8.
+        UserError: it computes something else than Dense and Conv2D layers with ReLU, or it mixes float with integers.
     """
     model = flatfile.read(content)
     graph = model.subgraphs[0]
@@ -84,10 +96,12 @@ def read_layers(content: bytes) -> list[Layer]:
         tensor = int(operator.inputs[0])
     if not layers:
         raise UserError("C is written for Dense and Conv2D layers; this network has none")
-    if len({layer.weights.dtype for layer in layers}) > 1 or any(
+    if len({(layer.weights.dtype, layer.activations) for layer in layers}) > 1 or any(
         (layer.weights.dtype == np.int8) != bool(len(layer.scales)) for layer in layers
     ):
         raise UserError("C is written for float32 or static int8; this file mixes them")
+    if layers[0].activations == "int16" and any(layer.kind == "conv" for layer in layers):
+        raise UserError("C is written for int16 activations of Dense layers; this network has CONV_2D too")
     return layers
 
 
@@ -101,7 +115,7 @@ def _layer(model: Any, graph: Any, operator: Any, name: str) -> Layer:
     bias = np.zeros(weights.shape[0], np.int32 if weights.dtype == np.int8 else np.float32)
     if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
         bias = _data(model, graph.tensors[operator.inputs[2]]).ravel()
-    integer = given.type == schema.TensorType.INT8
+    integer = given.type in _WHOLE
     scales = np.zeros(0)
     if integer:
         scales = np.broadcast_to(
@@ -129,6 +143,7 @@ def _layer(model: Any, graph: Any, operator: Any, name: str) -> Layer:
         scales,
         _quantisation(given) if integer else (1.0, 0),
         _quantisation(made) if integer else (1.0, 0),
+        _WHOLE.get(given.type, "float32"),
     )
 
 
@@ -153,15 +168,15 @@ def multiplier_of(scale: float) -> tuple[int, int]:
 
 
 def write(
-    float_layers: list[Layer], int8_layers: list[Layer] | None, about: str, scaling: Mapping[str, Any] | None = None
+    float_layers: list[Layer], whole_layers: list[Layer] | None, about: str, scaling: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
     """`policy.h` and `policy.c`.
 
     Args:
         float_layers: of the float32 file.
-        int8_layers: of the static int8 file; None leaves the int8 part out.
+        whole_layers: of the static file, with int8 or int16 activations; None leaves the whole-number part out.
         about: one line on what policy this is.
-        scaling: `offset` and `multiplier`, each `[O...]`, which bring an observation to what the int8 file takes.
+        scaling: `offset` and `multiplier`, each `[O...]`, which bring an observation to what the static file takes.
     """
     first, last = float_layers[0], float_layers[-1]
     sizes = {"POLICY_OBSERVATION_SIZE": math.prod(first.inputs), "POLICY_NUM_ACTIONS": last.outputs[2]}
@@ -194,8 +209,10 @@ def write(
         *_calls(float_layers, "float", "f"),
         "}",
     ]
-    if int8_layers is not None:
-        (in_scale, in_zero), (out_scale, out_zero) = int8_layers[0].given, int8_layers[-1].made
+    if whole_layers is not None:
+        (in_scale, in_zero), (out_scale, out_zero) = whole_layers[0].given, whole_layers[-1].made
+        name = whole_layers[0].activations
+        act = f"int policy_act_{name}(const {name}_t *observation, const uint8_t *allowed, {name}_t *q)"
         header += [
             "",
             "/* The same in whole numbers. A value x of the observation enters as round(x / scale) + zero point, after",
@@ -204,29 +221,37 @@ def write(
             f"#define POLICY_INPUT_ZERO_POINT ({in_zero})",
             f"#define POLICY_OUTPUT_SCALE {_float(out_scale)}",
             f"#define POLICY_OUTPUT_ZERO_POINT ({out_zero})",
-            "void policy_quantise(const float *observation, int8_t *quantised);",
-            "int policy_act_int8(const int8_t *observation, const uint8_t *allowed, int8_t *q);",
+            f"void policy_quantise(const float *observation, {name}_t *quantised);",
+            f"{act};",
         ]
         source += [
             "",
-            *_choice("int8_t"),
-            *_arrays(int8_layers, "i"),
-            *_buffers(int8_layers, "int8_t"),
-            *_INTEGER_ARITHMETIC,
-            *_int8_kernels(int8_layers),
-            *_quantise(int8_layers[0], scaling),
-            "int policy_act_int8(const int8_t *observation, const uint8_t *allowed, int8_t *q) {",
-            *_calls(int8_layers, "int8_t", "i"),
+            *_choice(name),
+            *_arrays(whole_layers, "i"),
+            *_buffers(whole_layers, name),
+            *_SCALED[name],
+            *_whole_kernels(whole_layers),
+            *_quantise(whole_layers[0], scaling),
+            f"{act} {{",
+            *_calls(whole_layers, name, "i"),
             "}",
         ]
     header += ["", "#endif"]
     return "\n".join(header) + "\n", "\n".join(source) + "\n"
 
 
+def _type(kind: str) -> str:
+    return kind if kind == "float" else f"{kind}_t"
+
+
+def _named(name: str, kind: str) -> str:
+    """What a thing is called in the part of the code for a type."""
+    return name if kind == "float" else f"{name}_{kind}"
+
+
 def _choice(kind: str) -> list[str]:
-    name = "greedy_int8" if kind == "int8_t" else "greedy"
     return [
-        f"static int {name}(const {kind} *values, const uint8_t *allowed) {{",
+        f"static int {_named('greedy', kind)}(const {_type(kind)} *values, const uint8_t *allowed) {{",
         "    int best = -1;",
         "    for (int a = 0; a < POLICY_NUM_ACTIONS; ++a) {",
         "        if (allowed != NULL && !allowed[a]) continue;",
@@ -244,10 +269,10 @@ def _arrays(layers: list[Layer], prefix: str) -> list[str]:
         integer = len(layer.scales) > 0
         kind = "int8_t" if integer else "float"
         lines += _array(f"static const {kind} {prefix}_weights_{index}", layer.weights)
-        lines += _array(f"static const {'int32_t' if integer else 'float'} {prefix}_bias_{index}", layer.bias)
+        bias = f"{layer.bias.dtype.name}_t" if integer else "float"
+        lines += _array(f"static const {bias} {prefix}_bias_{index}", layer.bias)
         if integer:
-            pairs = [multiplier_of(layer.given[0] * scale / layer.made[0]) for scale in layer.scales]
-            pairs = pairs[:1] if len(set(pairs)) == 1 else pairs
+            pairs = layer.factors
             lines += _array(f"static const int32_t {prefix}_multiplier_{index}", np.array([pair[0] for pair in pairs]))
             lines += _array(f"static const int8_t {prefix}_shift_{index}", np.array([pair[1] for pair in pairs]))
     return [*lines, ""]
@@ -272,20 +297,18 @@ def _float(value: float) -> str:
 
 def _buffers(layers: list[Layer], kind: str) -> list[str]:
     largest = max(math.prod(layer.outputs) for layer in layers)
-    suffix = "_int8" if kind == "int8_t" else ""
     count = min(2, len(layers))
-    return [f"static {kind} buffer{suffix}_{index}[{largest}];" for index in range(count)] + [""]
+    return [f"static {_type(kind)} {_named('buffer', kind)}_{index}[{largest}];" for index in range(count)] + [""]
 
 
 def _calls(layers: list[Layer], kind: str, prefix: str) -> Iterable[str]:
-    suffix = "_int8" if kind == "int8_t" else ""
     given = "observation"
     for index in range(len(layers)):
-        made = f"buffer{suffix}_{index % 2}"
+        made = f"{_named('buffer', kind)}_{index % 2}"
         yield f"    {prefix}_layer_{index}({given}, {made});"
         given = made
     yield f"    for (int a = 0; q != NULL && a < POLICY_NUM_ACTIONS; ++a) q[a] = {given}[a];"
-    yield f"    return greedy{suffix}({given}, allowed);"
+    yield f"    return {_named('greedy', kind)}({given}, allowed);"
 
 
 def _float_kernels(layers: list[Layer]) -> list[str]:
@@ -297,21 +320,21 @@ def _float_kernels(layers: list[Layer]) -> list[str]:
     return lines
 
 
-def _int8_kernels(layers: list[Layer]) -> list[str]:
+def _whole_kernels(layers: list[Layer]) -> list[str]:
     lines: list[str] = []
     for index, layer in enumerate(layers):
         zero, (_, out_zero) = layer.given[1], layer.made
-        pairs = {multiplier_of(layer.given[0] * scale / layer.made[0]) for scale in layer.scales}
-        which = "0" if len(pairs) == 1 else "u"
-        least = max(-128, out_zero) if layer.relu else -128
+        which = "0" if len(layer.factors) == 1 else "u"
+        limits, kind = np.iinfo(layer.activations), f"{layer.activations}_t"
+        least = max(limits.min, out_zero) if layer.relu else limits.min
         body = [
-            f"int32_t sum = i_bias_{index}[u];",
+            f"{'int32_t' if kind == 'int8_t' else 'int64_t'} sum = i_bias_{index}[u];",
             *_sum(layer, index, "i", f"sum += ((int32_t)x[{{x}}] - ({zero})) * i_weights_{{i}}[{{w}}];"),
             f"sum = scaled(sum, i_multiplier_{index}[{which}], i_shift_{index}[{which}]) + ({out_zero});",
             f"if (sum < {least}) sum = {least};",
-            "if (sum > 127) sum = 127;",
+            f"if (sum > {limits.max}) sum = {limits.max};",
         ]
-        lines += _function(layer, f"static void i_layer_{index}(const int8_t *x, int8_t *y)", body, "(int8_t)sum")
+        lines += _function(layer, f"static void i_layer_{index}(const {kind} *x, {kind} *y)", body, f"({kind})sum")
     return lines
 
 
@@ -355,7 +378,7 @@ def _function(layer: Layer, head: str, body: list[str], result: str) -> list[str
     ]
 
 
-_INTEGER_ARITHMETIC = [
+_OF_INT8 = [
     "/* sum * multiplier * 2^(shift - 31), rounded to the nearest as LiteRT's reference kernels do. */",
     "static int32_t scaled(int32_t sum, int32_t multiplier, int8_t shift) {",
     "    const int left = shift > 0 ? shift : 0, right = shift > 0 ? 0 : -shift;",
@@ -369,11 +392,23 @@ _INTEGER_ARITHMETIC = [
     "}",
     "",
 ]
+_OF_INT16 = [
+    "/* sum * multiplier * 2^(shift - 31), rounded to the nearest, a half upwards, as LiteRT's kernels do. The product",
+    " * may have 78 bits; its lowest 16 decide nothing and are left out. */",
+    "static int64_t scaled(int64_t sum, int32_t multiplier, int8_t shift) {",
+    "    const int64_t low = sum & 0xFFFF, high = (sum - low) / 0x10000;",
+    "    const int64_t divisor = (int64_t)1 << (15 - shift);",
+    "    const int64_t nudged = high * multiplier + low * multiplier / 0x10000 + divisor / 2;",
+    "    return (nudged - (nudged & (divisor - 1))) / divisor;",
+    "}",
+    "",
+]
+_SCALED = {"int8": _OF_INT8, "int16": _OF_INT16}
 
 
 def _quantise(first: Layer, scaling: Mapping[str, Any] | None) -> list[str]:
-    """From an observation to int8, with the rounding to even that the runtime has."""
-    size = math.prod(first.inputs)
+    """From an observation to whole numbers, with the rounding to even that the runtime has."""
+    size, limits, kind = math.prod(first.inputs), np.iinfo(first.activations), f"{first.activations}_t"
     multiplier = np.full(size, 1.0 / first.given[0], np.float32)
     shift = np.full(size, first.given[1], np.float32)
     if scaling is not None:
@@ -385,16 +420,16 @@ def _quantise(first: Layer, scaling: Mapping[str, Any] | None) -> list[str]:
         *_array("static const float input_multiplier", multiplier[:1] if same else multiplier),
         *_array("static const float input_shift", shift[:1] if same else shift),
         "",
-        "void policy_quantise(const float *observation, int8_t *quantised) {",
+        f"void policy_quantise(const float *observation, {kind} *quantised) {{",
         "    for (int n = 0; n < POLICY_OBSERVATION_SIZE; ++n) {",
         f"        float x = observation[n] * input_multiplier[{which}] + input_shift[{which}];",
-        "        if (x < -128.0f) x = -128.0f;",
-        "        if (x > 127.0f) x = 127.0f;",
+        f"        if (x < {limits.min}.0f) x = {limits.min}.0f;",
+        f"        if (x > {limits.max}.0f) x = {limits.max}.0f;",
         "        int whole = (int)x;",
         "        const float rest = x - (float)whole; /* between -1 and 1, the sign that of x */",
         "        if (rest > 0.5f || (rest == 0.5f && (whole & 1))) ++whole;",
         "        if (rest < -0.5f || (rest == -0.5f && (whole & 1))) --whole;",
-        "        quantised[n] = (int8_t)whole;",
+        f"        quantised[n] = ({kind})whole;",
         "    }",
         "}",
         "",

@@ -200,7 +200,7 @@ def check_formats(formats: Iterable[str]) -> set[str]:
 
 
 def _in_c(run: Run, subject: _Subject) -> dict[str, str]:
-    """`policy.h` and `policy.c`: of the float32 file, and of the int8 file where all of it is whole numbers."""
+    """`policy.h` and `policy.c`: of the float32 file, and of the static file where all of it is whole numbers."""
     files = subject.files
     whole = compression.inspection.read(files.int8_file).is_whole
     weights = subject.canonical.model.count_params()

@@ -32,7 +32,7 @@ STRICT = (
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
 
 
-def policy(text, shape, num_actions=4, target="mcu", seed=0):
+def policy(text, shape, num_actions=4, target="mcu", seed=0, quantisation="auto"):
     """The converted files of a random student, and observations that it was calibrated on."""
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def policy(text, shape, num_actions=4, target="mcu", seed=0):
     else:
         seen = (rng.normal(size=(400, *shape)) * np.linspace(0.1, 20, shape[0])).astype(np.float32)
     model = canonical(students.build(students.parse(text), seen, num_actions)).model
-    return convert(model, seen, target), seen
+    return convert(model, seen, target, quantisation), seen
 
 
 class Compiled:
@@ -69,9 +69,9 @@ class Compiled:
         )
         return action, q
 
-    def quantised(self, observation):
+    def quantised(self, observation, kind=np.int8):
         observation = np.ascontiguousarray(observation, np.float32)
-        made = np.zeros(observation.size, np.int8)
+        made = np.zeros(observation.size, kind)
         pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (observation, made))
         self.library.policy_quantise(*pointers)
         return made
@@ -104,6 +104,25 @@ def test_c_gives_the_values_and_actions_of_litert(tmp_path, text, shape):
         apart = max(apart, np.abs(q.astype(int) - expected).max())
         assert action == q.argmax()
     assert apart <= 2  # XNNPACK scales in float, C as the reference kernels do
+
+
+@needs_gcc
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "shape"), [("linear", (4,)), ("16-8", (8,)), ("64-64", (6,))])
+def test_int16_activations_in_c_give_litert_s_numbers_to_the_last_unit(tmp_path, text, shape):
+    files, seen = policy(text, shape, quantisation="int16x8")
+    compiled = Compiled(tmp_path, files)
+    graph = open_graph(files.int8_file, "int16", scaling=files.scaling._asdict())
+    assert "policy_act_int16" in compiled.header
+    assert "policy_act_int8" not in compiled.header
+    for observation in seen[:200]:
+        entered = graph.quantise(observation)
+        assert np.abs(compiled.quantised(observation, np.int16) - entered.ravel().astype(int)).max() <= 1
+        graph.write(graph.observation.index, entered)
+        graph.invoke()
+        action, q = compiled.call("policy_act_int16", entered, 4, np.int16)
+        assert_array_equal(q, graph.read(graph.q.index, 0)[0])
+        assert action == q.argmax()
 
 
 @needs_gcc

@@ -440,4 +440,5 @@ def test_a_policy_with_int16_activations_passes_its_gates_and_plays(tmp_path):
     assert verification.rows[-1].interquartile_mean.estimate == 500.0
     policy = Policy(tmp_path / "bundle", "int8")
     assert policy.act([0.0, 0.0, 0.2, 1.0]) == 1
-    assert "policy_act_int8" not in (tmp_path / "bundle" / "policy.h").read_text()
+    assert "policy_act_int16" in (tmp_path / "bundle" / "policy.h").read_text()
+    assert sum(gate.name == "runtime C" and gate.passed for gate in verification.gates) == 2
