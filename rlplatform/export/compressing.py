@@ -33,9 +33,16 @@ from rlplatform.export.exporting import (
 from rlplatform.export.recurrent import refuse_students
 from rlplatform.training import Run
 
-# Of a file without weights, of each layer beside its weights, and of floats in and out around int8; measured on small
-# networks, good to a fifth or so.
-BYTES, LAYER_BYTES, FLOAT_BYTES = 420, 250, 600
+# What files take beside their weights; measured on networks of 700 to 8,000 bytes, good to a tenth, or
+# to a quarter where ai-edge-quantizer makes the file.
+BYTES, HIDDEN_BYTES, LAYER_BYTES, IMAGE_BYTES = (
+    660,
+    320,
+    100,
+    560,
+)  # in int8: at least; for hidden layers; for each more
+FILTER_BYTES, AROUND_BYTES = 12, 350  # for each filter, the scale of its own; for floats in and out around int8
+FLOAT_BYTES, FLOAT_LAYER_BYTES = 740, 110  # in float32: at least; for each layer more
 SIZING_STATES = 1_000  # that ranges are calibrated on where only the size of a file is asked for
 
 
@@ -231,12 +238,16 @@ def _ladder(run: Run, folded: Any, target: Target, limit: int | None) -> list[Ar
 
 def predicted_bytes(architecture: Architecture, shape: tuple[int, ...], num_actions: int, target: Target) -> int:
     """About how many bytes the smaller file of a student will have."""
-    layers = [layer.filters for layer in architecture.convolutions] + [*architecture.hidden, num_actions]
+    filters = [layer.filters for layer in architecture.convolutions]
+    units = [*architecture.hidden, num_actions]
     parameters = students.parameters(architecture, shape, num_actions)
-    head = BYTES + LAYER_BYTES * len(layers)
-    int8 = head + parameters + 3 * sum(layers)
-    in_float = FLOAT_BYTES + parameters // 10  # Small layers may stay float32.
-    return int8 if target == "mcu" else min(int8 + in_float, head + 4 * parameters)
+    int8 = BYTES + parameters + 3 * (sum(filters) + sum(units)) + FILTER_BYTES * sum(filters)
+    for kind, first in ((filters, IMAGE_BYTES), (architecture.hidden, HIDDEN_BYTES)):
+        int8 += first + LAYER_BYTES * (len(kind) - 1) if kind else 0
+    if target == "mcu":
+        return int8
+    in_float = FLOAT_BYTES + 4 * parameters + FLOAT_LAYER_BYTES * (len(filters) + len(units) - 1)
+    return min(int8 + AROUND_BYTES + parameters // 20, in_float)  # Small layers may stay float32.
 
 
 def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None) -> list[Candidate]:
