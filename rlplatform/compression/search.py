@@ -189,7 +189,8 @@ class Distillery:
     def _train(self, architecture: Architecture, rounds: int, enough: Callable[[Candidate], bool]) -> Candidate:
         student = self._students.get(architecture)
         if student is None:
-            student = _Student(students.build(architecture, self._labels.observations, self._num_actions))
+            model = students.build(architecture, self._labels.observations, self._num_actions, self._seed)
+            student = _Student(model)
             self._students[architecture] = student
         model = student.model
         while student.best is None or (student.rounds < rounds and not enough(student.best)):

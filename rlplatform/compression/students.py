@@ -74,7 +74,7 @@ def parameters(architecture: Architecture, observation_shape: tuple[int, ...], n
     return count
 
 
-def build(architecture: Architecture, sample: Array, num_actions: int) -> Any:
+def build(architecture: Architecture, sample: Array, num_actions: int, seed: int | None = None) -> Any:
     """The network, `[B, O...]` float32 to `[B, A]` float32, with fresh weights.
 
     Vectors are standardised feature by feature and images divided by their greatest value, both after `sample`; the
@@ -84,10 +84,13 @@ def build(architecture: Architecture, sample: Array, num_actions: int) -> Any:
         architecture: its layers.
         sample: `[N, O...]` observations as the environment gives them.
         num_actions: A.
+        seed: of the weights, put into Keras's own generator; None goes on with that.
 
     Raises:
         UserError: a convolution does not fit into the image.
     """
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
     shape = sample.shape[1:]
     parameters(architecture, shape, num_actions)
     observation = keras.Input(shape, name="observation")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rlplatform.agents import networks
 from rlplatform.analysis import Comparison, Interval
 from rlplatform.compression import search, students
+from rlplatform.compression.distillation import Recipe
 from rlplatform.compression.labels import Labels
 from rlplatform.compression.search import Candidate, Distillery, Teacher, best_of, parse_budget, smallest
 from rlplatform.config import Config
@@ -89,6 +90,23 @@ def test_a_student_goes_on_where_it_was_with_all_states_that_were_met_and_ends_w
     assert [each.rounds for each in distillery.candidates] == [3]
     assert distillery.try_out(architecture).rounds == 3, "it plays as well: nothing is left to do"
     assert len(table.trained) == 4
+
+
+@pytest.mark.slow
+def test_the_same_seed_trains_the_same_student_and_another_one_another(monkeypatch):
+    distil = search.distil
+    monkeypatch.setattr(search, "STATES", 400)
+    found = []
+    for seed in (1, 1, 2):
+        table = Table(monkeypatch, [500.0, 10.0, 500.0])
+        monkeypatch.setattr(search, "distil", distil)
+        network = networks.build(Config(), (1,), "float32", 2)
+        distillery = Distillery(Teacher(network, None, Config().environment), seed, Recipe(epochs=2))
+        distillery.try_out(students.parse("4"))
+        assert table.streams[:2] == ["distillation", "held-out"]
+        found.append(np.concatenate([weight.ravel() for weight in distillery.model(students.parse("4")).get_weights()]))
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
 
 
 def test_labelled_states_do_not_grow_without_end_and_the_newest_are_among_them(monkeypatch):
