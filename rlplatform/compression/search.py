@@ -32,7 +32,7 @@ GROWTH = 4  # times the first states, at most: of more, a random choice is kept
 ROUNDS = 4  # of students' rollouts (DAgger), at most, until a student plays as well as its teacher
 EPISODES = 100  # by which a student is chosen
 # Of a fixed budget: so many students, the largest first, get so many rounds; the better ones of them go on.
-STAGES = ((4, 0), (2, 2), (1, ROUNDS))
+STAGES = ((4, 0), (2, 1), (2, 2), (1, ROUNDS))
 UNITS = {"b": 1, "kb": 1_000, "kib": 1_024, "mb": 1_000_000, "mib": 2**20}
 
 
@@ -286,7 +286,8 @@ def best_of(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidate
     """The best of the first few students: the one that loses least, of those that pass if any does.
 
     Of those that lose the same, it is the smallest. The worse half goes without further rounds, again and again
-    (successive halving: Jamieson & Talwalkar 2016), since most of the time is training.
+    (successive halving: Jamieson & Talwalkar 2016), since most of the time is training. In each stage the better ones
+    come last, at first the larger ones: they learn from what the others have met.
 
     Args:
         distillery: trains them.
@@ -294,7 +295,7 @@ def best_of(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidate
     """
     going_on, best = list(ladder), None
     for kept, rounds in STAGES:
-        tried = [distillery.try_out(architecture, rounds) for architecture in going_on[:kept]]
+        tried = [distillery.try_out(architecture, rounds) for architecture in reversed(going_on[:kept])]
         tried.sort(key=of_budget, reverse=True)
         going_on = [candidate.architecture for candidate in tried]
         best = tried[0] if tried else None

@@ -136,6 +136,7 @@ def compress(
     if limit is None and budget is not None:
         order.append(None)  # in the end, the network itself is the smallest that plays as well
     sizes: dict[Architecture, int] = {}
+    forced: tuple[Candidate | None, Student, Quantisation] | None = None  # the first choice, if nothing passes
     while order:
         candidate = order.pop(0)
         candidate = candidate and distillery.improve(candidate)
@@ -156,9 +157,12 @@ def compress(
                 raise
         except Refused as refused:
             wider = target == "mcu" and options["quantisation"] == "auto" and refused.narrow
+            if forced is None or forced[0] is candidate:
+                forced = candidate, student, options["quantisation"]
             if wider:  # int16 activations take four bytes a unit more, and lose less.
                 order.insert(0, candidate)
             elif not order and force:
+                _, student, options["quantisation"] = forced
                 return export(run, out, force=True, student=student, **options)
             elif not order:
                 raise

@@ -145,6 +145,27 @@ def test_int16_activations_are_tried_before_another_student_which_begins_with_in
     assert tried[0][0] == tried[1][0] != tried[2][0]
 
 
+def test_where_nothing_passes_the_first_choice_is_what_is_forced(tmp_path, monkeypatch):
+    tried = []
+
+    def export(run, out, *, student, quantisation, force=False, **options):
+        tried.append((student.report["architecture"], quantisation, force))
+        if not force:
+            raise Refused("a gate failed", narrow=len(tried) == 1)
+        return "forced"
+
+    monkeypatch.setattr(compressing, "export", export)
+    monkeypatch.setattr(compressing, "Distillery", Untrained)
+    monkeypatch.setattr(compressing, "_measure", lambda *_: None)
+    run = cartpole_run(tmp_path / "run")
+    assert compress(run, tmp_path / "small", "1.5kB", target="mcu", force=True) == "forced"
+    assert [force for *_, force in tried] == [False] * (len(tried) - 1) + [True]
+    assert tried[-1][:2] == tried[1][:2] == (tried[0][0], "int16x8")
+    assert len({architecture for architecture, *_ in tried}) > 1
+    with pytest.raises(Refused):
+        compress(run, tmp_path / "small", "1.5kB", target="mcu")
+
+
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_without_its_layer_norm_the_teachers_own_shape_is_the_largest_student(layer_norm):
     config = Config().replace(network={"hidden_units": (64, 64), "layer_norm": layer_norm})
