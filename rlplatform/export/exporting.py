@@ -43,7 +43,8 @@ FLOAT_FILE, INT8_FILE = "policy.tflite", "policy_int8.tflite"
 POOL = 4_000  # Observations that calibration and golden states are taken from.
 POOL_BYTES = 2**26  # Of images, fewer.
 GOLDEN_STATES = 1_000
-CALIBRATION_STATES = 1_000
+CALIBRATION_STATES = 3_000  # That the ranges of int8 are taken from.
+CALIBRATION_BYTES = 2**24  # Of images, fewer, but at least 1,000.
 AWARE_STATES = 20_000  # That a network is trained for int8 on.
 AWARE_BYTES = 2**28  # Of images, fewer.
 SLOWER = 1.5  # An int8 file that takes so many times as long as the float32 file is not what `auto` opens.
@@ -239,7 +240,8 @@ def _prepare(
     if masks is None:  # What lies in the replay has no masks beside it.
         pool = compression.mixture(pool, run.observations(count, seed), count, seed)
     canonical = compression.canonical(source)
-    calibration, calibration_masks = pool[:CALIBRATION_STATES], None if masks is None else masks[:CALIBRATION_STATES]
+    most = max(1_000, min(CALIBRATION_STATES, CALIBRATION_BYTES // frame_bytes))
+    calibration, calibration_masks = pool[:most], None if masks is None else masks[:most]
     if student is not None and (target == "mcu" or quantisation in ("static", "int16x8")):
         canonical = compression.rounded(canonical, calibration, target)
         source = canonical.model

@@ -426,7 +426,10 @@ def test_training_for_int8_can_be_asked_for_and_is_told_of(tmp_path, monkeypatch
     quantisation = read(tmp_path / "bundle")["files"]["policy_int8.tflite"]["quantisation"]
     told = quantisation["quantisation_aware_training"]
     assert quantisation["method"] == "static"
-    assert "states of other episodes, the file without it takes the network's action in" in told["reason"]
+    assert (
+        "of other episodes, half of them the hardest, the file without it takes the network's action in"
+        in told["reason"]
+    )
     with pytest.raises(UserError, match="quantisation-aware training is for static int8; leave --qat out for int16x8"):
         export(run, tmp_path / "other", "mcu", quantisation="int16x8", qat=True)
 
