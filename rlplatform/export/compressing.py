@@ -107,7 +107,7 @@ def compress(
         "progress": progress,
     }
     if budget is None and prune is None and clusters is None:
-        return export(run, out, force=force, **options)
+        return _itself(run, out, force, options)
     limit = None if budget is None else compression.parse_budget(budget)
     if prune is not None and not 0.0 < prune < 1.0:
         raise UserError(f"the share of weights to prune lies between 0 and 1; got {prune}")
@@ -144,7 +144,7 @@ def compress(
             _measure(sizes, distillery, run.spec.observation_dtype, target, quantisation, progress)
         student = _student(distillery, candidate, sizes, folded, prune, clusters, seed, progress)
         if student is None:
-            return export(run, out, force=force, **options)
+            return _itself(run, out, force, options)
         student = student._replace(report={"budget": budget, **student.report}, limit=limit)
         try:
             return export(run, out, student=student, **options)
@@ -168,6 +168,18 @@ def compress(
                 raise
             options["quantisation"] = "int16x8" if wider else quantisation
     raise AssertionError("there is always a last one")
+
+
+def _itself(
+    run: Run | str | pathlib.Path, out: str | pathlib.Path, force: bool, options: dict[str, Any]
+) -> Verification:
+    """The run's own network; for a microcontroller with int16 activations, where int8 ones lose too much."""
+    try:
+        return export(run, out, force=force, **options)
+    except Refused as refused:
+        if not (options["target"] == "mcu" and options["quantisation"] == "auto" and refused.narrow):
+            raise
+        return export(run, out, **options | {"quantisation": "int16x8"})
 
 
 def _measure(

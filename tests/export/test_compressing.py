@@ -145,6 +145,28 @@ def test_int16_activations_are_tried_before_another_student_which_begins_with_in
     assert tried[0][0] == tried[1][0] != tried[2][0]
 
 
+@pytest.mark.parametrize(("narrow", "force", "calls"), [(True, False, 2), (False, False, 1), (True, True, 1)])
+def test_a_network_itself_gets_int16_activations_where_int8_ones_lose_too_much(
+    tmp_path, monkeypatch, narrow, force, calls
+):
+    tried = []
+
+    def export(run, out, *, quantisation, force=False, **options):
+        tried.append(quantisation)
+        if quantisation == "auto" and not force:
+            raise Refused("a gate failed", narrow=narrow)
+        return "verified"
+
+    monkeypatch.setattr(compressing, "export", export)
+    run = cartpole_run(tmp_path / "run")
+    if narrow or force:
+        assert compress(run, tmp_path / "small", target="mcu", force=force) == "verified"
+    else:
+        with pytest.raises(Refused):
+            compress(run, tmp_path / "small", target="mcu")
+    assert tried == ["auto", "int16x8"][:calls]
+
+
 def test_where_nothing_passes_the_first_choice_is_what_is_forced(tmp_path, monkeypatch):
     tried = []
 
