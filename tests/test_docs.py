@@ -240,6 +240,17 @@ def test_the_results_in_the_page_about_devices_are_those_of_the_files():
     assert f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] times" in text
 
 
+def test_the_figures_of_int8_without_layer_norm_are_those_of_the_file():
+    text = (ROOT / "docs" / "quantisation.md").read_text(encoding="utf-8")
+    tree = json.loads((ROOT / "benchmarks" / "without_layer_norm.json").read_text(encoding="utf-8"))
+    rows = {row.env: row for row in retained.rows(tree) if row.method == "int8"}
+    for env, row in rows.items():
+        assert f"{row.clear:.1%} ({env})".replace("%", " %") in text
+        assert f"{row.retention.estimate:.3f} [{row.retention.low:.3f}, {row.retention.high:.3f}]" in text
+        assert row.teachers == 5
+    assert f"refuse {rows['Acrobot-v1'].refused} and {rows['LunarLander-v3'].refused} of\nfive" in text
+
+
 # --- docs/transition.md ---------------------------------------------------------------------------------------------
 
 
