@@ -77,8 +77,9 @@ def parameters(architecture: Architecture, observation_shape: tuple[int, ...], n
 def build(architecture: Architecture, sample: Array, num_actions: int, seed: int | None = None) -> Any:
     """The network, `[B, O...]` float32 to `[B, A]` float32, with fresh weights.
 
-    Vectors are standardised feature by feature and images divided by their greatest value, both after `sample`; the
-    canonical form folds that into the first layer.
+    Vectors are standardised feature by feature; images are made 0 where they show their most usual value, and 1 or -1
+    farthest from it, or what hardly changes from state to state would drown what does. Both are after `sample`; the
+    canonical form folds them into the first layer.
 
     Args:
         architecture: its layers.
@@ -99,8 +100,9 @@ def build(architecture: Architecture, sample: Array, num_actions: int, seed: int
         features = standardize(observation)
         standardize.set_weights([sample.mean(axis=0, dtype=np.float64), sample.var(axis=0, dtype=np.float64)])
     else:
-        greatest = float(np.abs(sample).max()) or 1.0
-        features = keras.layers.Rescaling(1.0 / greatest, name="rescale")(observation)
+        background = float(np.median(sample))
+        farthest = max(float(sample.max()) - background, background - float(sample.min())) or 1.0
+        features = keras.layers.Rescaling(1.0 / farthest, -background / farthest, name="rescale")(observation)
     features = convolve(features, architecture.convolutions)
     if len(features.shape) > 2:
         features = keras.layers.Flatten(name="flatten")(features)

@@ -190,12 +190,20 @@ def _measure(
     quantisation: Quantisation,
     progress: Progress | None,
 ) -> None:
-    """Puts the bytes of the smaller file of each student that was tried into `sizes`, as the converter makes it."""
-    new = [tried.architecture for tried in distillery.candidates if tried.architecture not in sizes]
+    """Puts the bytes of the smaller file of each student that was tried into `sizes`, as the converter makes it.
+
+    A student whose units have all died, so that it gives the same values everywhere, is left out: ranges of no width
+    make an int8 file that LiteRT does not run.
+    """
+    seen = distillery.labels.at(np.arange(min(SIZING_STATES, len(distillery.labels.values))))
+    new = [
+        tried.architecture
+        for tried in distillery.candidates
+        if tried.architecture not in sizes and _lives(distillery.model(tried.architecture), seen.observations)
+    ]
     if not new:
         return
     (progress or (lambda words: None))("measuring the students' files")
-    seen = distillery.labels.at(np.arange(min(SIZING_STATES, len(distillery.labels.values))))
     models = [compression.canonical(distillery.model(architecture)).model for architecture in new]
     files = compression.convert_all(
         models, seen.observations.astype(observation_dtype), target, quantisation, seen.masks
@@ -278,6 +286,12 @@ def _found(distillery: Distillery, ladder: list[Architecture], limit: int | None
     return [best] if limit is not None else []
 
 
+def _lives(model: Any, observations: np.ndarray[Any, Any]) -> bool:
+    """Whether a network's values depend on what it sees."""
+    values = np.asarray(model(observations.astype(np.float32), training=False))
+    return bool((np.ptp(values, axis=0) > 0).any())
+
+
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     """For each point, whether no other is less in one coordinate and not more in the other."""
     return [not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
@@ -286,15 +300,18 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 def _report(
     distillery: Distillery, chosen: Candidate | None, sizes: Mapping[Architecture, int], folded: Any
 ) -> dict[str, Any]:
-    tried = [(candidate, sizes.get(candidate.architecture)) for candidate in distillery.candidates]
-    on_front = pareto([(size or 0, -candidate.interquartile_mean) for candidate, size in tried])
+    tried = distillery.candidates
+    measured = [candidate for candidate in tried if candidate.architecture in sizes]
+    points = [(sizes[candidate.architecture], -candidate.interquartile_mean) for candidate in measured]
+    front = {candidate.architecture for candidate, best in zip(measured, pareto(points), strict=True) if best}
     report: dict[str, Any] = {
         "teacher_parameters": int(folded.count_params()),
         "teacher_interquartile_mean": distillery.teacher_interquartile_mean,
         "labelled_states": len(distillery.labels.values),
         "candidates": [
-            candidate.to_json() | {"bytes": size, "on_front": best}
-            for (candidate, size), best in zip(tried, on_front, strict=True)
+            candidate.to_json()
+            | {"bytes": sizes.get(candidate.architecture), "on_front": candidate.architecture in front}
+            for candidate in tried
         ],
     }
     if chosen is not None:

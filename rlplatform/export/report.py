@@ -86,7 +86,7 @@ def _search(manifest: Mapping[str, Any]) -> list[str]:
     body = [
         [
             each["architecture"],
-            f"{each['bytes']:,}",
+            "-" if each["bytes"] is None else f"{each['bytes']:,}",
             f"{each['parameters']:,}",
             str(each["rounds"]),
             f"{each['interquartile_mean']:.1f}",
@@ -95,7 +95,7 @@ def _search(manifest: Mapping[str, Any]) -> list[str]:
             "yes" if each["passed"] else "no",
             "yes" if each["on_front"] else "",
         ]
-        for each in sorted(candidates, key=lambda each: -int(each["bytes"]))
+        for each in sorted(candidates, key=lambda each: -int(each["parameters"]))
     ]
     return [
         "<h2>Smaller networks that were tried</h2>",
@@ -111,6 +111,9 @@ def _search(manifest: Mapping[str, Any]) -> list[str]:
 
 def _chart(candidates: Sequence[Mapping[str, Any]], chosen: str | None, teacher: float) -> str:
     """Interquartile mean over bytes, on a logarithmic axis, with the Pareto front as a line."""
+    candidates = [each for each in candidates if each["bytes"] is not None]
+    if not candidates:
+        return ""
     sizes = [math.log10(each["bytes"]) for each in candidates]
     values = [float(each["interquartile_mean"]) for each in candidates] + [teacher]
     left, right = min(sizes), max(sizes)

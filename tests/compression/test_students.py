@@ -7,7 +7,7 @@ import pytest
 import tf_keras as keras
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from rlplatform.compression import canonical
 from rlplatform.compression.students import Architecture, build, ladder, of_teacher, parameters, parse
@@ -75,6 +75,20 @@ def test_what_is_done_to_the_observation_folds_into_the_first_layer(text, shape)
         ("16x3s1 128", (10, 10, 4), None),
     ],
 )
+def test_an_image_is_seen_as_what_differs_from_its_background():
+    sample = np.full((5, 6, 6, 1), 107, np.uint8)
+    sample[0, :2, :3], sample[1, 2:, 4] = 236, 72
+    student = build(parse("4x3s1"), sample, 2)
+    seen = keras.Model(student.input, student.get_layer("rescale").output)(sample.astype(np.float32)).numpy()
+    assert_allclose(seen[2:], 0.0, atol=1e-6)
+    assert_allclose([seen.max(), seen.min()], [1.0, -35 / 129], rtol=1e-5)
+    binary = np.zeros((5, 6, 6, 2), np.uint8)
+    binary[0, 0] = 1
+    student = build(parse("4x3s1"), binary, 2)
+    assert student.get_layer("rescale").get_config()["scale"] == 1.0
+    assert student.get_layer("rescale").get_config()["offset"] == 0.0
+
+
 def test_a_ladder_leads_from_the_teacher_down(teacher, shape, last):
     rungs = ladder(parse(teacher), shape, 3)
     sizes = [parameters(rung, shape, 3) for rung in rungs]

@@ -103,6 +103,27 @@ def test_the_front_holds_every_point_that_no_other_one_beats(points):
         assert beaten != ((x, y) in front), "what is not on the front is beaten by a point on it"
 
 
+def test_a_student_that_has_died_is_shown_without_a_size(monkeypatch):
+    """All weights of its hidden layer are zero, so LiteRT would not run its int8 file."""
+    alive, dead = (students.build(students.parse(text), np.ones((4, 4), np.float32), 2, 0) for text in ("4", "3"))
+    dead.set_weights([np.zeros_like(weight) for weight in dead.get_weights()])
+    distillery = Untrained()
+    models = {students.parse("4"): alive, students.parse("3"): dead}
+    for architecture in models:
+        distillery.try_out(architecture)
+    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    distillery.labels = compression.Labels(observations, np.zeros((20, 2), np.float32), None)
+    distillery.model = models.get
+    monkeypatch.setattr(
+        compression, "convert_all", lambda made, *_: [SimpleNamespace(float_file=b"12", int8_file=b"1") for _ in made]
+    )
+    sizes = {}
+    compressing._measure(sizes, distillery, "float32", "mcu", "auto", None)
+    assert sizes == {students.parse("4"): 1}
+    found = compressing._report(distillery, None, sizes, alive)["candidates"]
+    assert [(each["bytes"], each["on_front"]) for each in found] == [(1, True), (None, False)]
+
+
 def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller_one(tmp_path, monkeypatch):
     tried = []
 
