@@ -66,15 +66,6 @@ def test_what_is_done_to_the_observation_folds_into_the_first_layer(text, shape)
     assert_array_equal(folded(sample).numpy().argmax(axis=1), model(sample).numpy().argmax(axis=1))
 
 
-@pytest.mark.parametrize(
-    ("teacher", "shape", "last"),
-    [
-        ("256-256", (4,), "linear"),
-        ("64", (6,), "linear"),
-        ("32x8s4-64x4s2-64x3s1 512", (84, 84, 4), None),
-        ("16x3s1 128", (10, 10, 4), None),
-    ],
-)
 def test_an_image_is_seen_as_what_differs_from_its_background():
     sample = np.full((5, 6, 6, 1), 107, np.uint8)
     sample[0, :2, :3], sample[1, 2:, 4] = 236, 72
@@ -89,6 +80,15 @@ def test_an_image_is_seen_as_what_differs_from_its_background():
     assert student.get_layer("rescale").get_config()["offset"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("teacher", "shape", "last"),
+    [
+        ("256-256", (4,), "linear"),
+        ("64", (6,), "linear"),
+        ("32x8s4-64x4s2-64x3s1 512", (84, 84, 4), None),
+        ("16x3s1 128", (10, 10, 4), None),
+    ],
+)
 def test_a_ladder_leads_from_the_teacher_down(teacher, shape, last):
     rungs = ladder(parse(teacher), shape, 3)
     sizes = [parameters(rung, shape, 3) for rung in rungs]
