@@ -19,7 +19,7 @@ from rlplatform.compression import (
 )
 from rlplatform.compression.students import Architecture
 from rlplatform.envs.naming import Factory
-from rlplatform.errors import UserError
+from rlplatform.errors import RunError, UserError
 from rlplatform.export import bundle
 from rlplatform.export.exporting import (
     BY_DEFAULT,
@@ -92,7 +92,7 @@ def compress(
     Raises:
         UserError: an argument is wrong, nothing fits into the budget, or the network is none that students are made of.
         Refused: nothing within the budget passes the verification; `out` is as it was.
-        RunError: as for `export`.
+        RunError: as for `export`; or no student has learned anything.
     """
     options: dict[str, Any] = {
         "target": target,
@@ -142,6 +142,13 @@ def compress(
         candidate = candidate and distillery.improve(candidate)
         if budget is not None:
             _measure(sizes, distillery, run.spec.observation_dtype, target, quantisation, progress)
+        if candidate is not None and candidate.architecture not in sizes:
+            if order:
+                continue
+            raise RunError(
+                f"the student {candidate.architecture} gives the same values everywhere: its units have died; a larger "
+                "budget makes larger students"
+            )
         student = _student(distillery, candidate, sizes, folded, prune, clusters, seed, progress)
         if student is None:
             return _itself(run, out, force, options)

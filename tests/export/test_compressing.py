@@ -13,7 +13,7 @@ from rlplatform.agents import networks
 from rlplatform.analysis import compare
 from rlplatform.compression import search, students
 from rlplatform.config import Config
-from rlplatform.errors import UserError
+from rlplatform.errors import RunError, UserError
 from rlplatform.export import compress, compressing, read, verify
 from rlplatform.export.exporting import Refused, TooLarge
 from rlplatform.runtime import Policy
@@ -94,6 +94,17 @@ class Untrained:
         return candidate
 
 
+def one_byte(sizes, distillery, *_):
+    sizes |= {candidate.architecture: 1 for candidate in distillery.candidates}
+
+
+def test_a_student_that_has_died_is_not_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressing, "Distillery", Untrained)
+    monkeypatch.setattr(compressing, "_measure", lambda *_: None)
+    with pytest.raises(RunError, match="gives the same values everywhere: its units have died; a larger budget"):
+        compress(cartpole_run(tmp_path / "run"), tmp_path / "small", "1.5kB", target="mcu")
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
 def test_the_front_holds_every_point_that_no_other_one_beats(points):
     front = {point for point, best in zip(points, compressing.pareto(points), strict=True) if best}
@@ -135,7 +146,7 @@ def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller
 
     monkeypatch.setattr(compressing, "export", export)
     monkeypatch.setattr(compressing, "Distillery", Untrained)
-    monkeypatch.setattr(compressing, "_measure", lambda *_: None)
+    monkeypatch.setattr(compressing, "_measure", one_byte)
     monkeypatch.setattr(search, "STAGES", ((1, search.ROUNDS),))
     run = cartpole_run(tmp_path / "run")
     assert compress(run, tmp_path / "small", "1.1kB", target="mcu") == "verified"
@@ -159,7 +170,7 @@ def test_int16_activations_are_tried_before_another_student_which_begins_with_in
 
     monkeypatch.setattr(compressing, "export", export)
     monkeypatch.setattr(compressing, "Distillery", Untrained)
-    monkeypatch.setattr(compressing, "_measure", lambda *_: None)
+    monkeypatch.setattr(compressing, "_measure", one_byte)
     run = cartpole_run(tmp_path / "run")
     assert compress(run, tmp_path / "small", "1.5kB", target="mcu") == "verified"
     assert [quantisation for _, quantisation in tried] == ["auto", "int16x8", "auto"]
@@ -199,7 +210,7 @@ def test_where_nothing_passes_the_first_choice_is_what_is_forced(tmp_path, monke
 
     monkeypatch.setattr(compressing, "export", export)
     monkeypatch.setattr(compressing, "Distillery", Untrained)
-    monkeypatch.setattr(compressing, "_measure", lambda *_: None)
+    monkeypatch.setattr(compressing, "_measure", one_byte)
     run = cartpole_run(tmp_path / "run")
     assert compress(run, tmp_path / "small", "1.5kB", target="mcu", force=True) == "forced"
     assert [force for *_, force in tried] == [False] * (len(tried) - 1) + [True]
