@@ -34,7 +34,7 @@ def converted(tmp_path_factory):
     static = {"input": "float32", "output_type": "float32", "per_channel": False}
     jobs = [{"mode": mode, "saved_model": "model", "output": f"{mode}.tflite", **static} for mode in MODES]
     (folder / "jobs.json").write_text(conversion.json.dumps(jobs))
-    conversion._run(folder)
+    conversion._run([folder])
     return model, {mode: (folder / f"{mode}.tflite").read_bytes() for mode in MODES}
 
 

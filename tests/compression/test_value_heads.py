@@ -44,7 +44,7 @@ def float_files(models, folder):
         jobs.append({"mode": "float", "saved_model": f"model_{index}", "output": f"{index}.tflite"})
     np.save(folder / "calibration.npy", SEEN)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    conversion._run(folder)
+    conversion._run([folder])
     return [(folder / job["output"]).read_bytes() for job in jobs]
 
 
