@@ -212,12 +212,15 @@ def runtimes(
     clear = agreement.gaps(allowed) > (CLEAR_STEPS * step if step > 0 else 2 * RUNTIMES * scale)
     actions = masked(other, masks).argmax(axis=1) if other_actions is None else other_actions
     flips = int((allowed.argmax(axis=1) != actions)[clear].sum())
-    size = f"{error / step:.2g} int8 steps" if step > 0 else f"{error / scale:.1e} of the largest one"
+    if step > 0:
+        size = f"{error / step:.3g} int8 steps (at most {STEPS:g})"
+    else:
+        size = f"{error / scale:.1e} of the largest one (at most {RUNTIMES:.0e})"
     return Gate(
         f"runtime {runtime}",
         file,
         error <= bound and flips == 0,
-        f"values by {runtime} differ by at most {size}, and {flips} of {int(clear.sum())} clear actions",
+        f"values by {runtime} differ by {size}, and {flips} of {int(clear.sum())} clear actions",
     )
 
 
