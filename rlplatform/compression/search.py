@@ -134,7 +134,7 @@ class Distillery:
         log_dir: pathlib.Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._teacher, self._seed, self._recipe, self._log_dir = teacher, seed, recipe, log_dir
+        self._teacher, self._seed, self._log_dir = teacher, seed, log_dir
         self._report = progress or (lambda words: None)
         self._shape = tuple(teacher.model.input_shape[1:])
         self._num_actions = int(teacher.model.output_shape[-1])
@@ -143,6 +143,8 @@ class Distillery:
         frame_bytes = int(np.prod(self._shape)) * np.dtype(teacher.observation_dtype).itemsize
         count = max(1_000, min(STATES, STATES_BYTES // frame_bytes))
         self._round_states, self._most = min(ROUND_STATES, count), GROWTH * count
+        # A later round, with more states, takes no longer than the first: of large images it would take minutes.
+        self._recipe = dataclasses.replace(recipe, epoch_states=min(recipe.epoch_states, count))
         self._labels = self._gather(teacher.act, count, "distillation")
         self._held_out = self._gather(teacher.act, max(1_000, count // 10), "held-out")
         self._seeds = envs.seeds(seed, episodes, "student")
