@@ -64,10 +64,14 @@ class Table:
     """Labels of a teacher that prefers action 0 exactly where the only feature is positive."""
 
     def __init__(self, monkeypatch, returns):
-        self.streams, self.returns, self.trained = [], iter(returns), []
+        self.streams, self.returns, self.trained, self.recipes = [], iter(returns), [], []
         monkeypatch.setattr(Distillery, "_gather", lambda _, act, count, stream: self.gather(count, stream))
         monkeypatch.setattr(Distillery, "_play", lambda _, act: np.full(20, next(self.returns)))
-        monkeypatch.setattr(search, "distil", lambda model, labels, *_, **__: self.trained.append(labels))
+        monkeypatch.setattr(search, "distil", self.distil)
+
+    def distil(self, model, labels, held_out, recipe, *_, **__):
+        self.trained.append(labels)
+        self.recipes.append(recipe)
 
     def gather(self, count, stream):
         self.streams.append(stream)
@@ -120,6 +124,8 @@ def test_labelled_states_do_not_grow_without_end_and_the_newest_are_among_them(m
     last = distillery.labels
     assert (last.observations == len(table.streams)).any()
     assert np.array_equal(last.values[:, :1], last.observations), "values stay beside their states"
+    updates = {recipe.updates(size) for recipe, size in zip(table.recipes, sizes, strict=True)}
+    assert updates == {1_000 // 256}, "a later round takes no longer than the first"
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("uint8", 9_510), ("float32", 2_377)])
