@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ FORM = Form(
 )
 METHODS = ("folds", "int8", "auto")
 ALWAYS = "folds"  # what every ratio is to
+QUIET_SECONDS = 60.0  # between two lines of what a job is at, where no terminal shows a bar
 
 
 def measure(
@@ -275,10 +277,11 @@ def _mean(record: Mapping[str, Any]) -> float:
 
 
 class _Bar:
-    """Jobs with the time left, and what the one that has spoken last is at."""
+    """Jobs with the time left, and what the one that has spoken last is at; without a terminal, a line now and then."""
 
     def __init__(self, left: int) -> None:
         self._bar, self._failed = bar(left, " jobs"), 0
+        self._said: dict[str, float] = {}  # when each job has begun, or was last told of
 
     def __enter__(self) -> "_Bar":
         return self
@@ -288,7 +291,11 @@ class _Bar:
 
     def tell(self, job: Job, words: str) -> None:
         """A job has said what it is at."""
-        self._bar.set_postfix_str(f"{job.name}: {words}")
+        sentence, now = f"{job.name}: {words}", time.monotonic()
+        self._bar.set_postfix_str(sentence)
+        if self._bar.disable and now - self._said.setdefault(job.name, now) >= QUIET_SECONDS:
+            self._said[job.name] = now
+            say(sentence)
 
     def finished(self, error: str | None, left: int) -> None:
         """A job has ended, and so many are left, as far as is known."""

@@ -139,6 +139,13 @@ def test_every_part_is_written_as_it_ends(invented, tmp_path, monkeypatch):
     assert seen == [(1, 0), (1, 2), (1, 3), (1, 4)]
 
 
+@pytest.mark.parametrize(("quiet_seconds", "told"), [(0.0, True), (60.0, False)])
+def test_a_log_file_is_told_now_and_then_what_a_job_is_at(invented, tmp_path, capsys, monkeypatch, quiet_seconds, told):
+    monkeypatch.setattr(retention, "QUIET_SECONDS", quiet_seconds)
+    measure(tmp_path / "compression.json")
+    assert ("seed0: step 64" in capsys.readouterr().err) is told
+
+
 def test_what_fails_is_recorded_stops_nothing_else_keeps_its_teacher_and_is_tried_again(invented, tmp_path, capsys):
     out = tmp_path / "compression.json"
     invented.fails = {"auto"}
