@@ -166,4 +166,17 @@ def _quantiser(target: Tensor, scaling: Mapping[str, Any] | None) -> Callable[[A
         scaled: Array = np.rint(observation * multiplier + shift)
         return np.minimum(np.maximum(scaled, low), high).astype(target.dtype)[None]
 
-    return quantise
+    if np.ndim(multiplier):
+        return quantise
+    table = quantise(np.arange(256, dtype=np.uint8))[0]  # what becomes of each byte, so that images take no arithmetic
+    is_shift = target.dtype == np.int8 and np.array_equal(table, np.arange(-128, 128))
+
+    def look_up(observation: Array) -> Array:
+        if observation.dtype != np.uint8:
+            return quantise(observation)
+        if is_shift:  # x - 128 turns a byte's highest bit: a tenth of the time of looking it up
+            return np.bitwise_xor(observation, np.uint8(128)).view(np.int8)[None]
+        found: Array = table.take(observation)
+        return found[None]
+
+    return look_up

@@ -155,6 +155,21 @@ def test_an_observation_enters_as_whole_numbers_of_the_files_own_kind(kind):
     np.testing.assert_array_equal(quantised, [[4, -6, np.iinfo(dtype).max]])
 
 
+@pytest.mark.parametrize("kind", ["int8", "int16"])
+@pytest.mark.parametrize(("scale", "zero_point"), [(1.0, -128), (1.0, -100), (0.4, -128), (1 / 255, 3), (2.5, 7)])
+def test_images_are_quantised_as_numbers_are(scale, zero_point, kind):
+    """Bytes are looked up, or have a bit turned; what comes out is what arithmetic gives."""
+    target = graph.Tensor(0, (1, 16, 16), np.dtype(kind), scale, zero_point)
+    quantise, image = graph._quantiser(target, None), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    limits = np.iinfo(kind)
+    expected = np.clip(np.rint(image.astype(np.float64) / scale + zero_point), limits.min, limits.max)
+    for given in (image, image.T, image[::-1]):
+        quantised = quantise(given)
+        assert quantised.dtype == kind
+        assert np.array_equal(quantised, quantise(given.astype(np.float32)))
+    assert np.abs(quantise(image)[0] - expected).max() <= (0 if scale in (1.0, 2.5) else 1)
+
+
 def test_numbers_beyond_the_int8_range_saturate_instead_of_wrapping(tmp_path):
     policy = Policy(write_bundle(tmp_path / "b", int8=linear_file(int8=True, with_action=False)))
     assert policy.act([1e30, 0, 0, 0]) == policy.act([100.0, 0, 0, 0]) == 0
