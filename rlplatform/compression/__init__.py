@@ -20,6 +20,7 @@ from rlplatform.compression.conversion import (
     refuses_int16x8,
     refuses_memory,
     save,
+    static_form,
 )
 from rlplatform.compression.gates import Gate
 from rlplatform.compression.labels import Labels, gather, label
@@ -93,6 +94,7 @@ __all__ = [
     "rounded",
     "save",
     "smallest",
+    "static_form",
     "verify",
     "visited",
 ]

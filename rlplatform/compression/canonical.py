@@ -64,12 +64,16 @@ def canonical(model: Any, greedy: bool = True) -> Canonical:
     links += end.links
     _fold_layer_norm(links, folds)
     affine = chain.affine_at_start(model, producers)
-    if affine is not None and start is affine.output and _fold_affine(affine, links):
-        into = chain.first(links)
-        folds.append(f"folded {affine.words} into {into.name!r}" if into is not None else f"folded {affine.words}")
-        start, affine = observation, None
-    elif affine is not None:
-        folds.append(f"kept {affine.words}")
+    if affine is not None:
+        into = chain.first(links) if start is affine.output else None
+        rest = affine if into is None else _fold_affine(affine, into)
+        if into is not None and rest is not affine:
+            folds.append(f"folded {affine.words} into {into.name!r}")
+        if rest is not None:
+            folds.append(f"kept {rest.words}")
+        elif start is affine.output:
+            start = observation
+        affine = rest
     if start is not observation and (affine is None or start is not affine.output):
         folds.append(f"kept the layers up to {producers[id(start)].name!r} as they were")
     whole = start is observation  # Then the first link sees the observation itself.
@@ -91,25 +95,23 @@ def _fold_layer_norm(links: list[Any], folds: list[str]) -> None:
         links[index] = Kept(of_layer_norm([link.layer], centre=not centred))
 
 
-def _fold_affine(affine: Affine, links: list[Any]) -> bool:
-    """Puts `x * scale + offset` into the first layer, in place; false where that would change values.
+def _fold_affine(affine: Affine, link: Link) -> Affine | None:
+    """Puts `x * scale + offset` into the first layer, in place; what is given back has to stay before it.
 
-    A convolution has one kernel for all places, so a scale or an offset must be the same at all places; and an offset
-    must not meet padding with zeros.
+    A convolution has one kernel for all places, so what differs between places stays. So does a shift, although it
+    would fit into the bias: an image is mostly background, a sum over hundreds of its pixels is large, and to take it
+    away again afterwards leaves its rounding in float32 in place of what is small. A difference of bytes is exact.
+    Whole numbers do not round; `chain.fold_shift` folds it for those.
     """
-    link = chain.first(links)
-    if link is None:
-        return False
     scale, offset = affine.scale, affine.offset
     if link.kind == "dense":
         link.bias = link.bias + offset.ravel() @ link.kernel
         link.kernel = link.kernel * scale.ravel()[:, None]
-        return True
+        return None
     places = tuple(range(scale.ndim - 1))
-    if scale.ndim != 3 or np.ptp(scale, axis=places).any() or np.ptp(offset, axis=places).any():
-        return False
-    if offset.any() and link.settings["padding"] != "valid":
-        return False
-    link.bias = link.bias + np.einsum("hwcu,c->u", link.kernel, offset[0, 0])
+    if scale.ndim != 3 or np.ptp(scale, axis=places).any() or not scale.all():
+        return affine
     link.kernel = link.kernel * scale[0, 0][None, None, :, None]
-    return True
+    if not offset.any():
+        return None
+    return Affine(affine.output, np.ones_like(scale), offset / scale, "the shift of observations, exact in float32")

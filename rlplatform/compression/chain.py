@@ -155,9 +155,9 @@ def affine_at_start(model: Any, producers: dict[int, Any]) -> Affine | None:
     shape = tuple(tensor.shape[1:])
     scale, offset, words = np.ones(shape), np.zeros(shape), []
     while (layer := _only_reader(tensor, producers)) is not None:
-        if type(layer) is keras.layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
-            factor, shift = np.full(shape, float(layer.scale)), np.full(shape, float(layer.offset))
-            words.append(f"the scaling by {float(layer.scale):.4g}")
+        if type(layer) is keras.layers.Rescaling:
+            factor, shift = (np.broadcast_to(np.float64(each), shape) for each in (layer.scale, layer.offset))
+            words.append(f"the scaling by {layer.scale:.4g}" if np.ndim(layer.scale) == 0 else "the scaling")
         elif type(layer) is Standardize:
             mean, variance = (np.asarray(weight, np.float64) for weight in (layer.mean, layer.variance))
             factor = 1.0 / np.sqrt(variance + layer.EPSILON)
@@ -197,7 +197,9 @@ def build(model: Any, affine: Affine | None, start: Any, links: list[AnyLink]) -
     observation = keras.Input(shape=tuple(model.inputs[0].shape[1:]), dtype="float32", name="observation")
     source, features = model.inputs[0], observation
     if affine is not None:
-        features = keras.layers.Rescaling(affine.scale.tolist(), affine.offset.tolist(), name="rescale")(features)
+        scale = _fewest(affine.scale) if np.ptp(affine.scale) else float(affine.scale.flat[0])
+        # Not one number: the converter would fold that into a convolution, which it was kept from.
+        features = keras.layers.Rescaling(scale, _fewest(affine.offset), name="rescale")(features)
         source = affine.output
     if start is not source:
         features = keras.Model(source, start, name="kept")(features)
@@ -212,6 +214,26 @@ def build(model: Any, affine: Affine | None, start: Any, links: list[AnyLink]) -
     if not gives:
         return keras.Model(observation, features, name="canonical")
     return keras.Model(takes, [features, *gives], name="canonical")
+
+
+def fold_shift(model: Any) -> Any:
+    """The same network with a shift before its first Conv2D in that one's bias; itself where there is none to fold.
+
+    Args:
+        model: from `build`.
+    """
+    producers_of = producers(model)
+    affine = affine_at_start(model, producers_of)
+    start, links = read(model.output, producers_of)
+    link = first(links)
+    if affine is None or start is not affine.output or link is None or link.kind != "conv":
+        return model
+    places = tuple(range(affine.offset.ndim - 1))
+    uneven = np.ptp(affine.offset, axis=places).any() or (affine.scale != 1.0).any()
+    if uneven or link.settings["padding"] != "valid":  # an offset must not meet padding with zeros
+        return model
+    link.bias = link.bias + np.einsum("hwcu,c->u", link.kernel, affine.offset[0, 0])
+    return build(model, None, model.input, links)
 
 
 def scale_inputs(model: Any, offset: Array, multiplier: Array) -> Any | None:
@@ -232,6 +254,15 @@ def scale_inputs(model: Any, offset: Array, multiplier: Array) -> Any | None:
     link.bias = link.bias + offset.astype(np.float64).ravel() @ link.kernel
     link.kernel = link.kernel / multiplier.astype(np.float64).ravel()[:, None]
     return build(model, None, start, links)
+
+
+def _fewest(constant: Array) -> list[Any]:
+    """`[O...]`, with one entry in place of many on each axis but the first, where they are the same."""
+    for axis in range(1, constant.ndim):
+        if not np.ptp(constant, axis=axis).any():
+            constant = constant.take([0], axis=axis)
+    shared: list[Any] = constant.tolist()
+    return shared
 
 
 def _link(layer: Any) -> AnyLink | None:

@@ -226,6 +226,7 @@ def static_form(model: Any, calibration: Array, target: Target) -> tuple[Any, Sc
         calibration: as for `convert`.
         target: as for `convert`.
     """
+    model = chain.fold_shift(model)
     if target == "cpu" or calibration.dtype == np.uint8:
         return model, None
     scaling = _input_scaling(calibration)

@@ -35,13 +35,17 @@ def rounded(network: Canonical, calibration: Array, target: Target) -> Canonical
     if network.model.count_params() >= SMALL:
         return network
     form, scaling = static_form(network.model, calibration, target)
-    start, links = chain.read(form.output, chain.producers(form))
-    if start is not form.input:
+    if scaling is None:
+        form = network.model  # A shift that folds for whole numbers changes no kernel, and stays before this one.
+    producers = chain.producers(form)
+    affine = chain.affine_at_start(form, producers)
+    start, links = chain.read(form.output, producers)
+    if start is not (form.input if affine is None else affine.output):
         return network
     for link in links:
         if isinstance(link, Link):
             link.kernel = _on_grid(link, centred=network.centred and link is links[-1])
-    model = chain.build(form, None, start, links)
+    model = chain.build(form, affine, start, links)
     if scaling is not None:  # Back to observations as the environment gives them.
         model = chain.scale_inputs(model, -scaling.offset * scaling.multiplier, 1.0 / scaling.multiplier)
     again = canonical(model)

@@ -49,7 +49,7 @@ class Layer:
         stride: of a Conv2D, rows and columns.
         pad: of a Conv2D, rows above and columns to the left that are not there.
         scales: of the weights, one for each output, float64; empty in float.
-        given: scale and zero point of what comes in; `(1, 0)` in float.
+        given: scale and zero point of what comes in; in float `(1, 0)`, or `(1, z)` where z is taken from all of it.
         made: scale and zero point of what goes out.
         activations: what goes in and out: float32, int8 or int16.
     """
@@ -63,7 +63,7 @@ class Layer:
     stride: tuple[int, int]
     pad: tuple[int, int]
     scales: Array
-    given: tuple[float, int]
+    given: tuple[float, float]
     made: tuple[float, int]
     activations: str
 
@@ -91,6 +91,11 @@ def read_layers(content: bytes) -> list[Layer]:
         name = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
         if name in ("FULLY_CONNECTED", "CONV_2D"):
             layers.insert(0, _layer(model, graph, operator, name))
+        elif name in ("ADD", "SUB") and layers and not len(layers[0].scales):
+            taken = _data(model, graph.tensors[operator.inputs[1]])
+            if layers[0].given[1] or np.ptp(taken) or layers[0].pad != (0, 0):
+                raise UserError("C is written for a shift of the observation by one number, without padding after it")
+            layers[0] = dataclasses.replace(layers[0], given=(1.0, float(taken.flat[0]) * (-1 if name == "ADD" else 1)))
         elif name not in _BETWEEN:
             raise UserError(f"C is written for Dense and Conv2D layers with ReLU; this network has {name} too")
         tensor = int(operator.inputs[0])
@@ -315,7 +320,9 @@ def _float_kernels(layers: list[Layer]) -> list[str]:
     lines: list[str] = []
     for index, layer in enumerate(layers):
         rectify = ["if (sum < 0.0f) sum = 0.0f;"] if layer.relu else []
-        body = [f"float sum = f_bias_{index}[u];", *_sum(layer, index, "f", "sum += x[{x}] * f_weights_{i}[{w}];")]
+        zero = layer.given[1]
+        x = f"(x[{{x}}] - {_float(zero)})" if zero else "x[{x}]"
+        body = [f"float sum = f_bias_{index}[u];", *_sum(layer, index, "f", f"sum += {x} * f_weights_{{i}}[{{w}}];")]
         lines += _function(layer, f"static void f_layer_{index}(const float *x, float *y)", [*body, *rectify], "sum")
     return lines
 

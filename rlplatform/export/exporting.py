@@ -248,11 +248,12 @@ def _prepare(
     golden = _golden(source, canonical, pool, masks)
     tell(f"converting for {target}")
     model = canonical.model
+    form, _ = compression.static_form(model, calibration, target)
     if qat:
-        compression.aware.refuse_unknown(model)
+        compression.aware.refuse_unknown(form)
     files = compression.convert(model, calibration, target, quantisation, calibration_masks, onnx=onnx)
     golden_labels = compression.Labels(golden.observations, golden.q, golden.masks)
-    falls_short = compression.aware.knows(model) and compression.falls_short(files, golden_labels)
+    falls_short = compression.aware.knows(form) and compression.falls_short(files, golden_labels)
     may_widen = student is not None and target == "mcu" and quantisation == "auto"
     if falls_short and may_widen and compression.refuses_int16x8(model, calibration) is None:
         files = compression.convert(model, calibration, target, "int16x8", calibration_masks, onnx=onnx)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlplatform.agents import networks, torsos
 from rlplatform.agents.layers import Standardize
-from rlplatform.compression import canonical
+from rlplatform.compression import canonical, chain
 from rlplatform.compression.normalize import Normalize
 from rlplatform.config import Config
 
@@ -225,9 +225,13 @@ def test_statistics_that_all_places_share_fold_into_a_convolution():
     mean, variance = np.array([0.3, 0.6]), np.array([0.02, 0.05])
     model.get_layer("standardize").set_weights([np.broadcast_to(part, (36, 36, 2)) for part in (mean, variance)])
     folded = canonical(model)
-    assert layers_of(folded) == ["Conv2D", "Conv2D", "Conv2D", "Flatten", "Dense", "Dense"]
+    assert layers_of(folded) == ["Rescaling", "Conv2D", "Conv2D", "Conv2D", "Flatten", "Dense", "Dense"]
     assert "folded the scaling by 0.003922 and the normalisation of observations into 'conv_0'" in folded.folds
+    assert "kept the shift of observations, exact in float32" in folded.folds
     assert_same_policy(model, folded, observations(model, count=16))
+    whole = chain.fold_shift(folded.model)
+    assert layers_of(folded._replace(model=whole)) == ["Conv2D", "Conv2D", "Conv2D", "Flatten", "Dense", "Dense"]
+    assert_same_policy(model, folded._replace(model=whole), observations(model, count=16))
 
 
 @pytest.mark.parametrize("dueling", [False, True])

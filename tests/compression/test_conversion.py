@@ -1,10 +1,21 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from rlplatform.agents import networks
-from rlplatform.compression import agreement, canonical, choice, conversion, convert, convert_all, inspection
+from rlplatform.compression import (
+    agreement,
+    canonical,
+    chain,
+    choice,
+    conversion,
+    convert,
+    convert_all,
+    inspection,
+    students,
+)
 from rlplatform.compression.reference import Network
 from rlplatform.config import Config
 from rlplatform.errors import RunError, UserError
@@ -176,6 +187,45 @@ def test_a_network_on_bytes_takes_bytes(target):
     np.testing.assert_allclose(answers(files.float_file, seen), expected, atol=1e-5)
     share, _ = kept(model, files.int8_file, seen)
     assert share > 0.8
+
+
+def in_float64(model, seen):
+    """What a canonical network's numbers give where nothing is rounded on the way."""
+    features = tf.constant(seen.astype(np.float64))
+    for layer in model.layers[1:]:
+        if isinstance(layer, keras.layers.Rescaling):
+            features = features * np.float64(layer.scale) + np.float64(layer.offset)
+        elif isinstance(layer, keras.layers.Conv2D):
+            kernel, bias = (weight.astype(np.float64) for weight in layer.get_weights())
+            features = layer.activation(tf.nn.conv2d(features, kernel, layer.strides, "VALID") + bias)
+        elif isinstance(layer, keras.layers.Flatten):
+            features = tf.reshape(features, (len(seen), -1))
+        else:
+            kernel, bias = (weight.astype(np.float64) for weight in layer.get_weights())
+            features = layer.activation(features @ kernel + bias)
+    return features.numpy()
+
+
+@pytest.mark.slow
+def test_the_background_of_an_image_is_taken_away_before_float_rounds_it_and_folds_in_whole_numbers():
+    rng = np.random.default_rng(0)
+    seen = np.full((100, 36, 36, 4), 187, np.uint8)
+    for image in seen:
+        row, column = rng.integers(0, 34, 2)
+        image[row : row + 2, column : column + 2] = 240
+    model = canonical(students.build(students.parse("8x8s4-8x4s2 16"), seen, 3, seed=0)).model
+    expected = in_float64(model, seen)
+    files = convert(model, seen, "mcu")
+    assert inspection.read(files.float_file).operators.count("ADD") == 1
+    assert "ADD" not in inspection.read(files.int8_file).operators
+    graph = open_graph(files.int8_file, "file")
+    assert (graph.observation.scale, graph.observation.zero_point) == (1.0, -128)
+    exact, folded = (
+        np.abs(answers(convert(each, seen, "mcu").float_file, seen) - expected).max() / np.abs(expected).max()
+        for each in (model, chain.fold_shift(model))
+    )
+    assert exact < 1e-6
+    assert folded > 3 * exact
 
 
 @pytest.mark.slow

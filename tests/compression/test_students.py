@@ -56,12 +56,13 @@ def test_a_convolution_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(("text", "shape"), [("12-8", (5,)), ("4x3s1 8", (8, 8, 2))])
-def test_what_is_done_to_the_observation_folds_into_the_first_layer(text, shape):
+def test_what_is_done_to_the_observation_folds_into_the_first_layer_but_for_an_images_shift(text, shape):
     rng = np.random.default_rng(0)
     sample = (rng.normal(size=(200, *shape)) * 30 + 7).astype(np.float32)
     model = build(parse(text), sample, 4)
     folded = canonical(model).model
-    assert [type(layer) for layer in folded.layers[1:]].count(keras.layers.Rescaling) == 0
+    shifts = [layer for layer in folded.layers if type(layer) is keras.layers.Rescaling]
+    assert [(shift.scale, shift.offset) for shift in shifts] == ([(1.0, -np.median(sample))] if len(shape) > 1 else [])
     assert folded.count_params() == parameters(parse(text), shape, 4)
     assert_array_equal(folded(sample).numpy().argmax(axis=1), model(sample).numpy().argmax(axis=1))
 
