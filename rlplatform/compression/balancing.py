@@ -23,19 +23,21 @@ OF_RANGE, OF_WEIGHTS = 0.7, 0.3
 MOST = 64.0  # Two units' factors differ by no more: what hardly ever answers is not to rule the weights.
 
 
-def balanced(model: Any, observations: Array) -> Any:
+def balanced(model: Any, observations: Array, norms: bool = False) -> Any:
     """The same function, up to rounding, of a network whose hidden units have like ranges.
 
     Args:
         model: from `canonical` or `chain.scale_inputs`, `[B, O...]` to `[B, A]`.
         observations: `[N, O...]` float32, on which ranges are measured, as the model takes them.
+        norms: whether LayerNorm's gamma and beta may be divided too: int8 has one scale for all of them, and would lose
+            the small ones; int16 does not.
 
     Returns:
         A new model; the one that is given where it has no two layers with nothing but a ReLU between them, or where
         kernels are clustered, whose few values would become many.
     """
     start, links = chain.read(model.output, chain.producers(model))
-    pairs = _pairs(links)
+    pairs = _pairs(links, norms)
     if (
         start is not model.input
         or not pairs
@@ -67,7 +69,7 @@ def _factors(reach: Array, weight: Array) -> Array:
     return factor / np.exp(np.log(factor).mean())  # type: ignore[no-any-return]
 
 
-def _pairs(links: list[AnyLink]) -> list[tuple[int, int, int]]:
+def _pairs(links: list[AnyLink], norms: bool) -> list[tuple[int, int, int]]:
     """Hidden layers that may be divided: what gives each its units' sizes, what rectifies them, and what reads them."""
     found = []
     for reader, link in enumerate(links):
@@ -82,7 +84,7 @@ def _pairs(links: list[AnyLink]) -> list[tuple[int, int, int]]:
         elif rectifies and isinstance(before, Kept) and _lets_factors_through(before.layer):
             sized = links[rectifies - 1]
             if (isinstance(sized, Link) and sized.is_linear) or (
-                isinstance(sized, Kept) and type(sized.layer) is Normalize
+                norms and isinstance(sized, Kept) and type(sized.layer) is Normalize
             ):
                 found.append((rectifies - 1, rectifies, reader))
     return found

@@ -16,7 +16,7 @@ import tensorflow as tf
 from rlplatform.compression import chain, inspection, worker
 from rlplatform.compression.balancing import balanced
 from rlplatform.compression.choice import choose
-from rlplatform.compression.normalize import Normalize
+from rlplatform.compression.normalize import Normalize, ramped
 from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.refinement import refine
 from rlplatform.compression.slimming import slim
@@ -133,7 +133,8 @@ def _ordered(
     modes = _modes(model, calibration, target, quantisation)
     observation_dtype = calibration.dtype.name
     form, scaling = static_form(model, calibration, target)
-    per_channel = trained is None and model.count_params() >= SMALL
+    ramps = "int16x8" in modes and any(isinstance(layer, Normalize) for layer in model.layers)
+    per_channel = trained is None and (model.count_params() >= SMALL or ramps)  # Slopes of ramps differ a thousandfold.
     jobs: list[dict[str, Any]] = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
     for mode in modes:
         jobs.append({"mode": mode, "saved_model": "float", "output": f"{mode}.tflite", "per_channel": per_channel})
@@ -177,7 +178,9 @@ def _write(folder: pathlib.Path, order: _Order, calibration: Array, target: Targ
     if any(job["saved_model"] == "static" for job in order.jobs):
         form = order.trained
         if form is None:
-            form = balanced(order.form, representative) if order.per_channel else order.form
+            int16 = any(job["mode"] == "int16x8" for job in order.jobs)
+            form = balanced(order.form, representative, norms=int16) if order.per_channel else order.form
+            form = ramped(form, representative) if int16 else form
         save(form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
     np.save(folder / "calibration.npy", representative)
     (folder / "jobs.json").write_text(json.dumps(order.jobs))
@@ -334,11 +337,6 @@ def refuses_int16x8(model: Any, calibration: Array) -> str | None:
         return (
             "int16x8 is for vectors and Dense layers: convolutions take twenty times as long in it as in float32; for "
             "images, quantisation is static or dynamic"
-        )
-    if any(isinstance(layer, Normalize) for layer in model.layers):
-        return (
-            "int16x8 is not for LayerNorm, whose reciprocal root microcontrollers compute otherwise in it; take "
-            "quantisation static, or --budget for a network without LayerNorm"
         )
     return None
 

@@ -298,7 +298,10 @@ def _advice(subject: _Subject, verification: Verification) -> str:
         and "agreement" in failed
         and any(isinstance(layer, compression.Normalize) for layer in subject.canonical.model.layers)
     ):
-        return ". LayerNorm loses its precision in int8; --budget makes a smaller network without it"
+        return (
+            ". LayerNorm loses its precision in int8; --quantisation int16x8 keeps it, and --budget makes a smaller "
+            "network without it"
+        )
     return ""
 
 

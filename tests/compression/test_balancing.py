@@ -50,7 +50,7 @@ NETWORKS = {
 def test_values_stay_and_ranges_become_alike(about):
     model = skewed(**about)
     seen = states(model)
-    even = balanced(model, seen)
+    even = balanced(model, seen, norms=True)
     assert even is not model
     expected, other = model(seen).numpy(), states(model, seed=9)
     assert_allclose(even(seen).numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -71,6 +71,11 @@ def test_a_unit_that_hardly_answers_does_not_rule_the_weights():
     assert ratio.max() / ratio.min() <= balancing.MOST * 1.01
 
 
+def test_the_gamma_and_beta_of_layer_norm_which_int8_gives_one_scale_stay_as_they_are():
+    model = skewed(layer_norm=True)
+    assert balanced(model, states(model)) is model
+
+
 def test_a_linear_network_and_one_with_clusters_stay_as_they_are():
     linear = skewed(hidden=(), torso="linear")
     assert balanced(linear, states(linear)) is linear
@@ -87,7 +92,7 @@ def test_a_static_file_is_nearer_to_a_network_whose_units_are_balanced(monkeypat
     seen = states(model, 500)
     q = model(seen).numpy()
     found = []
-    for balance in (lambda model, _: model, balanced):
+    for balance in (lambda model, *_, **options: model, balanced):
         monkeypatch.setattr(conversion, "balanced", balance)
         files = conversion.convert(model, seen, "mcu")
         scaling = files.scaling._asdict()

@@ -14,6 +14,7 @@ from rlplatform.compression import (
     convert,
     convert_all,
     inspection,
+    micro,
     students,
 )
 from rlplatform.compression.reference import Network
@@ -263,10 +264,26 @@ def test_what_int16_cannot_do_is_refused():
     seen = np.zeros((2, 36, 36, 2), np.uint8)
     with pytest.raises(UserError, match="int16x8 is for vectors and Dense layers"):
         convert(canonical(images).model, seen, "cpu", "int16x8")
-    config = Config().replace(network={"hidden_units": (8,), "layer_norm": True})
-    normalised = networks.build(config, (4,), "float32", 3)
-    with pytest.raises(UserError, match=r"int16x8 is not for LayerNorm.* take quantisation static, or --budget"):
-        convert(canonical(normalised).model, vectors(), "mcu", "int16x8")
+
+
+def test_layer_norm_in_int16_keeps_the_choices_that_int8_loses_and_microcontrollers_agree():
+    keras.utils.set_random_seed(0)
+    config = Config().replace(network={"hidden_units": (32, 32), "layer_norm": True})
+    model = canonical(networks.build(config, (4,), "float32", 3)).model
+    sizes = np.geomspace(0.02, 1.0, 600)[:, None]  # of the features, which LayerNorm evens out
+    seen = np.random.default_rng(0).permutation((vectors(600) * sizes).astype(np.float32))
+    q = model(seen).numpy()
+    step = agreement.step_of(q, 0.0)
+    errors = []
+    for quantisation in ("static", "int16x8"):
+        files = convert(model, seen, "mcu", quantisation)
+        scaling = files.scaling._asdict()
+        given = open_graph(files.int8_file, "file", scaling=scaling).q_batch(seen)
+        errors.append(np.sqrt(((given - q) ** 2).mean()) / step)
+    assert errors[1] < 2.0 < errors[0] / 2
+    assert agreement.measure(q, given, step, inspection.read(files.int8_file).q_range).clear > 0.99
+    if micro.missing() is None:
+        assert np.abs(micro.run(files.int8_file, seen[:200], scaling).q - given[:200]).max() < step
 
 
 def test_layers_of_any_size_become_int8_by_another_quantiser_if_it_is_there(monkeypatch, for_cpu):
