@@ -60,8 +60,8 @@ def add(commands: Any) -> None:
         type=names,
         default=["folds", "int8", "auto"],
         metavar="LIST",
-        help="of folds, int8, auto, sizes like 2.7kB, prune=0.9 and clusters=16, the last four also joined by + "
-        "(default folds,int8,auto)",
+        help="of folds, int8, int16x8, auto, sizes like 2.7kB, prune=0.9 and clusters=16, the last four also joined "
+        "by + (default folds,int8,auto)",
     )
     compression.add_argument(
         "--episodes", type=positive, default=300, metavar="N", help="paired episodes of each file (default 300)"

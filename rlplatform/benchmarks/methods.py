@@ -27,24 +27,37 @@ class Method(NamedTuple):
         prune: the share of weights that become zero; None for none.
         clusters: how many values each kernel's weights may have; None for any.
         variant: the file that is measured; None for the smallest whose gates hold.
+        int16: whether the file has int16 activations.
     """
 
     budget: str | None = None
     prune: float | None = None
     clusters: int | None = None
     variant: Variant | None = None
+    int16: bool = False
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What `compress` is given: methods with the same options have one bundle."""
-        return {"budget": self.budget, "prune": self.prune, "clusters": self.clusters}
+    def bundle(self) -> "Method":
+        """What methods have in common that have one bundle."""
+        return self._replace(variant=None)
+
+    def options(self, target: "Target") -> dict[str, Any]:
+        """What `compress` is given."""
+        quantisation = "int16x8" if self.int16 else "auto"
+        if target == "mcu" and self.bundle == Method():  # `auto` would take int16 where int8 loses too much.
+            quantisation = "static"
+        return {"budget": self.budget, "prune": self.prune, "clusters": self.clusters, "quantisation": quantisation}
 
 
-PLAIN = {"folds": Method(variant="float"), "int8": Method(variant="int8")}
+PLAIN = {
+    "folds": Method(variant="float"),
+    "int8": Method(variant="int8"),
+    "int16x8": Method(variant="int8", int16=True),
+}
 
 
 def parse(text: str) -> Method:
-    """The method that is called so: `folds`, `int8`, `auto`, a size like `2.7kB`, `prune=0.9`, `clusters=16`.
+    """The method of a name: `folds`, `int8`, `int16x8`, `auto`, a size like `2.7kB`, `prune=0.9`, `clusters=16`.
 
     The last four may be joined: `auto+prune=0.5`.
 
@@ -68,7 +81,7 @@ def parse(text: str) -> Method:
                 found["budget"] = part
         except (UserError, ValueError):
             raise UserError(
-                f"unknown method {text!r}; methods are folds, int8, auto, a size like 2.7kB, prune=0.9 and "
+                f"unknown method {text!r}; methods are folds, int8, int16x8, auto, a size like 2.7kB, prune=0.9 and "
                 "clusters=16, and the last four joined by +"
             ) from None
     return Method(**found)
@@ -191,7 +204,7 @@ def shrink(run: pathlib.Path, texts: Sequence[str], teacher: Teacher, own: str, 
     method = parse(texts[0])
 
     def make(out: pathlib.Path) -> "Verification":
-        return api.compress(run, out, **method.options, **_options(teacher, ask))
+        return api.compress(run, out, **method.options(teacher.target), **_options(teacher, ask))
 
     wanted = [parse(text).variant for text in texts]
     cells, report = _measured(make, wanted, teacher)

@@ -171,7 +171,7 @@ class _Work:
         self._folder, self._teachers_folder = folder, teachers_folder
         self._groups: list[list[str]] = []  # methods that share a bundle
         for text in texts:
-            group = next((it for it in self._groups if ways.parse(it[0]).options == ways.parse(text).options), None)
+            group = next((it for it in self._groups if ways.parse(it[0]).bundle == ways.parse(text).bundle), None)
             if group is None:
                 self._groups.append([text])
             else:

@@ -181,12 +181,15 @@ def _itself(
     run: Run | str | pathlib.Path, out: str | pathlib.Path, force: bool, options: dict[str, Any]
 ) -> Verification:
     """The run's own network; for a microcontroller with int16 activations, where int8 ones lose too much."""
-    try:
-        return export(run, out, force=force, **options)
-    except Refused as refused:
-        if not (options["target"] == "mcu" and options["quantisation"] == "auto" and refused.narrow):
-            raise
-        return export(run, out, **options | {"quantisation": "int16x8"})
+    if options["target"] == "mcu" and options["quantisation"] == "auto":
+        try:
+            return export(run, out, **options)
+        except Refused as refused:
+            if refused.narrow:
+                options = options | {"quantisation": "int16x8"}
+            elif not force:
+                raise
+    return export(run, out, force=force, **options)
 
 
 def _measure(

@@ -204,7 +204,10 @@ def test_what_is_wrong_is_found_before_anything_is_trained(invented, tmp_path):
     out = tmp_path / "new" / "compression.json"
     for options, sentence in (
         ({"env_ids": ["CartPol-v1"]}, "did you mean 'CartPole-v1'"),
-        ({"texts": ["int8", "tiny"]}, "unknown method 'tiny'; methods are folds, int8, auto, a size like 2.7kB"),
+        (
+            {"texts": ["int8", "tiny"]},
+            "unknown method 'tiny'; methods are folds, int8, int16x8, auto, a size like 2.7kB",
+        ),
         ({"overrides": [*QUICK, "network.recurrent=lstm"]}, "recurrent network, of which no students are made"),
     ):
         with pytest.raises(UserError, match=sentence):

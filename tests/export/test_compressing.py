@@ -177,14 +177,22 @@ def test_int16_activations_are_tried_before_another_student_which_begins_with_in
     assert tried[0][0] == tried[1][0] != tried[2][0]
 
 
-@pytest.mark.parametrize(("narrow", "force", "calls"), [(True, False, 2), (False, False, 1), (True, True, 1)])
+@pytest.mark.parametrize(
+    ("narrow", "force", "expected"),
+    [
+        (True, False, [("auto", False), ("int16x8", False)]),
+        (False, False, [("auto", False)]),
+        (True, True, [("auto", False), ("int16x8", True)]),
+        (False, True, [("auto", False), ("auto", True)]),
+    ],
+)
 def test_a_network_itself_gets_int16_activations_where_int8_ones_lose_too_much(
-    tmp_path, monkeypatch, narrow, force, calls
+    tmp_path, monkeypatch, narrow, force, expected
 ):
     tried = []
 
     def export(run, out, *, quantisation, force=False, **options):
-        tried.append(quantisation)
+        tried.append((quantisation, force))
         if quantisation == "auto" and not force:
             raise Refused("a gate failed", narrow=narrow)
         return "verified"
@@ -196,7 +204,7 @@ def test_a_network_itself_gets_int16_activations_where_int8_ones_lose_too_much(
     else:
         with pytest.raises(Refused):
             compress(run, tmp_path / "small", target="mcu")
-    assert tried == ["auto", "int16x8"][:calls]
+    assert tried == expected
 
 
 def test_where_nothing_passes_the_first_choice_is_what_is_forced(tmp_path, monkeypatch):
