@@ -39,9 +39,9 @@ class Contents(NamedTuple):
         return self.activations != "float32"
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all that it computes is in whole numbers."""
-        return self.static and not self.float_islands
+    def fits_c(self) -> bool:
+        """Whether all that it computes is in whole numbers that C has too: the reciprocal root of int8 it has not."""
+        return self.static and not self.float_islands and "RSQRT" not in self.operators
 
 
 def read(content: bytes) -> Contents:

@@ -168,7 +168,7 @@ def _reference(case: _Case) -> _Given:
 
 
 def _in_c(case: _Case) -> _Given:
-    """`policy.c`, whose whole-number part is there where all of the static file is whole numbers."""
+    """`policy.c`, whose whole-number part is there where C has all of the static file."""
     policy = compiled.CompiledPolicy(case.folder, case.manifest["action"]["count"])
     if case.variant == "float":
         return _Given(np.stack([policy.q_values(observation) for observation in case.observations]))
@@ -196,7 +196,7 @@ def _is_for_micro(case: _Case) -> bool:
 
 
 def _has_c(case: _Case) -> bool:
-    return compiled.SOURCE in case.manifest["files"] and (case.variant == "float" or case.contents.is_whole)
+    return compiled.SOURCE in case.manifest["files"] and (case.variant == "float" or case.contents.fits_c)
 
 
 RUNTIMES = (

@@ -6,170 +6,17 @@ activations), then a multiplier of 31 bits and a shift (Jacob et al. 2018, secti
 kernels round.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
-from rlplatform.compression import flatfile
-from rlplatform.errors import UserError
+from rlplatform.export.c_layers import Layer, Norm
 
 Array = np.ndarray[Any, Any]
 
 LINE = 100  # characters of a row of numbers
-_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-_RELU = schema.ActivationFunctionType.RELU
-_NONE = schema.ActivationFunctionType.NONE
-_DTYPES = {
-    schema.TensorType.FLOAT32: np.float32,
-    schema.TensorType.INT8: np.int8,
-    schema.TensorType.UINT8: np.uint8,
-    schema.TensorType.INT16: np.int16,
-    schema.TensorType.INT32: np.int32,
-    schema.TensorType.INT64: np.int64,
-}
-_WHOLE = {schema.TensorType.INT8: "int8", schema.TensorType.INT16: "int16"}
-_BETWEEN = frozenset({"RESHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A Dense or a Conv2D layer of a file.
-
-    Attributes:
-        kind: `dense` or `conv`.
-        weights: `[U, I]` for a Dense, `[U, h, w, C]` for a Conv2D; float32 or int8.
-        bias: `[U]` float32, int32 or int64.
-        relu: whether negative outputs become zero.
-        inputs: `(H, W, C)` of a Conv2D, `(1, 1, I)` of a Dense.
-        outputs: `(H, W, U)`, `(1, 1, U)`.
-        stride: of a Conv2D, rows and columns.
-        pad: of a Conv2D, rows above and columns to the left that are not there.
-        scales: of the weights, one for each output, float64; empty in float.
-        given: scale and zero point of what comes in; in float `(1, 0)`, or `(1, z)` where z is taken from all of it.
-        made: scale and zero point of what goes out.
-        activations: what goes in and out: float32, int8 or int16.
-    """
-
-    kind: str
-    weights: Array
-    bias: Array
-    relu: bool
-    inputs: tuple[int, int, int]
-    outputs: tuple[int, int, int]
-    stride: tuple[int, int]
-    pad: tuple[int, int]
-    scales: Array
-    given: tuple[float, float]
-    made: tuple[float, int]
-    activations: str
-
-    @property
-    def factors(self) -> list[tuple[int, int]]:
-        """By what sums become outputs, as multipliers and shifts: one for each output, or one for all."""
-        pairs = [multiplier_of(self.given[0] * scale / self.made[0]) for scale in self.scales]
-        return pairs[:1] if len(set(pairs)) == 1 else pairs
-
-
-def read_layers(content: bytes) -> list[Layer]:
-    """The layers of a file from `compression.convert`, from the observation to `q`.
-
-    Raises:
-        UserError: it computes something else than Dense and Conv2D layers with ReLU, or it mixes float with integers.
-    """
-    model = flatfile.read(content)
-    graph = model.subgraphs[0]
-    makers = {int(operator.outputs[0]): operator for operator in graph.operators}
-    outputs = {output.name.decode(): int(output.tensorIndex) for output in model.signatureDefs[0].outputs}
-    layers: list[Layer] = []
-    tensor = outputs["q"]
-    while (operator := makers.get(tensor)) is not None:
-        code = model.operatorCodes[operator.opcodeIndex]
-        name = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        if name in ("FULLY_CONNECTED", "CONV_2D"):
-            layers.insert(0, _layer(model, graph, operator, name))
-        elif name in ("ADD", "SUB") and layers and not len(layers[0].scales):
-            taken = _data(model, graph.tensors[operator.inputs[1]])
-            if layers[0].given[1] or np.ptp(taken) or layers[0].pad != (0, 0):
-                raise UserError("C is written for a shift of the observation by one number, without padding after it")
-            layers[0] = dataclasses.replace(layers[0], given=(1.0, float(taken.flat[0]) * (-1 if name == "ADD" else 1)))
-        elif name not in _BETWEEN:
-            raise UserError(f"C is written for Dense and Conv2D layers with ReLU; this network has {name} too")
-        tensor = int(operator.inputs[0])
-    if not layers:
-        raise UserError("C is written for Dense and Conv2D layers; this network has none")
-    if len({(layer.weights.dtype, layer.activations) for layer in layers}) > 1 or any(
-        (layer.weights.dtype == np.int8) != bool(len(layer.scales)) for layer in layers
-    ):
-        raise UserError("C is written for float32 or static int8; this file mixes them")
-    if layers[0].activations == "int16" and any(layer.kind == "conv" for layer in layers):
-        raise UserError("C is written for int16 activations of Dense layers; this network has CONV_2D too")
-    return layers
-
-
-def _layer(model: Any, graph: Any, operator: Any, name: str) -> Layer:
-    options = operator.builtinOptions
-    if options.fusedActivationFunction not in (_RELU, _NONE):
-        raise UserError("C is written for Dense and Conv2D layers with ReLU; this network has another activation")
-    given, kernel = (graph.tensors[operator.inputs[index]] for index in (0, 1))
-    made = graph.tensors[operator.outputs[0]]
-    weights = _data(model, kernel)
-    bias = np.zeros(weights.shape[0], np.int32 if weights.dtype == np.int8 else np.float32)
-    if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
-        bias = _data(model, graph.tensors[operator.inputs[2]]).ravel()
-    integer = given.type in _WHOLE
-    scales = np.zeros(0)
-    if integer:
-        scales = np.broadcast_to(
-            np.asarray(kernel.quantization.scale, np.float32).astype(np.float64), weights.shape[:1]
-        )
-    inputs, outputs = (1, 1, int(weights.shape[-1])), (1, 1, int(weights.shape[0]))
-    stride, pad = (1, 1), (0, 0)
-    if name == "CONV_2D":
-        inputs, outputs = (tuple(map(int, tensor.shape[1:])) for tensor in (given, made))  # type: ignore[assignment]
-        stride = (int(options.strideH), int(options.strideW))
-        if options.padding == schema.Padding.SAME:
-            whole = [
-                max(0, (outputs[axis] - 1) * stride[axis] + weights.shape[1 + axis] - inputs[axis]) for axis in (0, 1)
-            ]
-            pad = (whole[0] // 2, whole[1] // 2)
-    return Layer(
-        "conv" if name == "CONV_2D" else "dense",
-        weights,
-        bias,
-        options.fusedActivationFunction == _RELU,
-        inputs,
-        outputs,
-        stride,
-        pad,
-        scales,
-        _quantisation(given) if integer else (1.0, 0),
-        _quantisation(made) if integer else (1.0, 0),
-        _WHOLE.get(given.type, "float32"),
-    )
-
-
-def _data(model: Any, tensor: Any) -> Array:
-    raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
-    return raw.view(_DTYPES[tensor.type]).reshape(tensor.shape)
-
-
-def _quantisation(tensor: Any) -> tuple[float, int]:
-    return float(np.float32(tensor.quantization.scale[0])), int(tensor.quantization.zeroPoint[0])
-
-
-def multiplier_of(scale: float) -> tuple[int, int]:
-    """A positive factor as `multiplier * 2 ** (shift - 31)`, the multiplier of 31 bits."""
-    if scale == 0.0:
-        return 0, 0
-    fraction, shift = math.frexp(scale)
-    multiplier = round(fraction * 2**31)
-    if multiplier == 2**31:
-        multiplier, shift = multiplier // 2, shift + 1
-    return (0, 0) if shift < -31 else (multiplier, shift)
 
 
 def write(
@@ -209,6 +56,7 @@ def write(
         *_choice("float"),
         *_arrays(float_layers, "f"),
         *_buffers(float_layers, "float"),
+        *(_ROOT if any(layer.norm for layer in float_layers) else []),
         *_float_kernels(float_layers),
         "int policy_act(const float *observation, const uint8_t *allowed, float *q) {",
         *_calls(float_layers, "float", "f"),
@@ -235,6 +83,7 @@ def write(
             *_arrays(whole_layers, "i"),
             *_buffers(whole_layers, name),
             *_SCALED[name],
+            *(_LIMITED if any(layer.norm for layer in whole_layers) else []),
             *_whole_kernels(whole_layers),
             *_quantise(whole_layers[0], scaling),
             f"{act} {{",
@@ -270,17 +119,29 @@ def _choice(kind: str) -> list[str]:
 
 def _arrays(layers: list[Layer], prefix: str) -> list[str]:
     lines: list[str] = []
-    for index, layer in enumerate(layers):
+    for label, layer in _labelled(layers):
         integer = len(layer.scales) > 0
         kind = "int8_t" if integer else "float"
-        lines += _array(f"static const {kind} {prefix}_weights_{index}", layer.weights)
+        lines += _array(f"static const {kind} {prefix}_weights_{label}", layer.weights)
         bias = f"{layer.bias.dtype.name}_t" if integer else "float"
-        lines += _array(f"static const {bias} {prefix}_bias_{index}", layer.bias)
+        lines += _array(f"static const {bias} {prefix}_bias_{label}", layer.bias)
         if integer:
             pairs = layer.factors
-            lines += _array(f"static const int32_t {prefix}_multiplier_{index}", np.array([pair[0] for pair in pairs]))
-            lines += _array(f"static const int8_t {prefix}_shift_{index}", np.array([pair[1] for pair in pairs]))
+            lines += _array(f"static const int32_t {prefix}_multiplier_{label}", np.array([pair[0] for pair in pairs]))
+            lines += _array(f"static const int8_t {prefix}_shift_{label}", np.array([pair[1] for pair in pairs]))
+        if layer.norm is not None:
+            for name, values in (("gamma", layer.norm.gamma), ("beta", layer.norm.beta)):
+                kind = f"{values.dtype.name}_t" if integer else "float"
+                lines += _array(f"static const {kind} {prefix}_{name}_{label}", values)
     return [*lines, ""]
+
+
+def _labelled(layers: list[Layer]) -> Iterable[tuple[str, Layer]]:
+    """All layers by what their part of the code is called; what makes a reciprocal root comes before what it serves."""
+    for index, layer in enumerate(layers):
+        for place, inner in enumerate(() if layer.norm is None else layer.norm.root):
+            yield f"{index}_root_{place}", inner
+        yield str(index), layer
 
 
 def _array(name: str, values: Array) -> list[str]:
@@ -318,38 +179,76 @@ def _calls(layers: list[Layer], kind: str, prefix: str) -> Iterable[str]:
 
 def _float_kernels(layers: list[Layer]) -> list[str]:
     lines: list[str] = []
-    for index, layer in enumerate(layers):
+    for label, layer in _labelled(layers):
         rectify = ["if (sum < 0.0f) sum = 0.0f;"] if layer.relu else []
         zero = layer.given[1]
         x = f"(x[{{x}}] - {_float(zero)})" if zero else "x[{x}]"
-        body = [f"float sum = f_bias_{index}[u];", *_sum(layer, index, "f", f"sum += {x} * f_weights_{{i}}[{{w}}];")]
-        lines += _function(layer, f"static void f_layer_{index}(const float *x, float *y)", [*body, *rectify], "sum")
+        body = [f"float sum = f_bias_{label}[u];", *_sum(layer, label, "f", f"sum += {x} * f_weights_{{i}}[{{w}}];")]
+        after = [] if layer.norm is None else _float_norm(layer.norm, label)
+        lines += _function(
+            layer, f"static void f_layer_{label}(const float *x, float *y)", [*body, *rectify], "sum", after
+        )
     return lines
+
+
+def _float_norm(norm: Norm, label: str) -> list[str]:
+    units = norm.gamma.size
+    return [
+        "float power = 0.0f;",
+        f"for (int u = 0; u < {units}; ++u) power += y[u] * y[u];",
+        f"const float root = reciprocal_root(power / {units}.0f + {_float(norm.epsilon)});",
+        f"for (int u = 0; u < {units}; ++u) {{",
+        f"    y[u] = y[u] * root * f_gamma_{label}[u] + f_beta_{label}[u];",
+        *(["    if (y[u] < 0.0f) y[u] = 0.0f;"] if norm.relu else []),
+        "}",
+    ]
 
 
 def _whole_kernels(layers: list[Layer]) -> list[str]:
     lines: list[str] = []
-    for index, layer in enumerate(layers):
+    for label, layer in _labelled(layers):
         zero, (_, out_zero) = layer.given[1], layer.made
         which = "0" if len(layer.factors) == 1 else "u"
         limits, kind = np.iinfo(layer.activations), f"{layer.activations}_t"
         least = max(limits.min, out_zero) if layer.relu else limits.min
         body = [
-            f"{'int32_t' if kind == 'int8_t' else 'int64_t'} sum = i_bias_{index}[u];",
-            *_sum(layer, index, "i", f"sum += ((int32_t)x[{{x}}] - ({zero})) * i_weights_{{i}}[{{w}}];"),
-            f"sum = scaled(sum, i_multiplier_{index}[{which}], i_shift_{index}[{which}]) + ({out_zero});",
+            f"{'int32_t' if kind == 'int8_t' else 'int64_t'} sum = i_bias_{label}[u];",
+            *_sum(layer, label, "i", f"sum += ((int32_t)x[{{x}}] - ({zero})) * i_weights_{{i}}[{{w}}];"),
+            f"sum = scaled(sum, i_multiplier_{label}[{which}], i_shift_{label}[{which}]) + ({out_zero});",
             f"if (sum < {least}) sum = {least};",
             f"if (sum > {limits.max}) sum = {limits.max};",
         ]
-        lines += _function(layer, f"static void i_layer_{index}(const {kind} *x, {kind} *y)", body, f"({kind})sum")
+        after = [] if layer.norm is None else _whole_norm(layer.norm, label)
+        lines += _function(
+            layer, f"static void i_layer_{label}(const {kind} *x, {kind} *y)", body, f"({kind})sum", after
+        )
     return lines
 
 
-def _sum(layer: Layer, index: int, prefix: str, line: str) -> list[str]:
+def _whole_norm(norm: Norm, label: str) -> list[str]:
+    units = norm.gamma.size
+    square, power, product, gamma, made = (f"{multiplier}, {shift}" for multiplier, shift in norm.factors)
+    ramps = norm.root[0].outputs[2]
+    return [
+        "int64_t squares = 0;",
+        f"for (int u = 0; u < {units}; ++u) squares += limited(scaled((int64_t)y[u] * y[u], {square}), -32768);",
+        f"const int16_t power = limited(scaled(squares, {power}), -32768);",
+        f"int16_t ramps[{ramps}], root;",
+        f"i_layer_{label}_root_0(&power, ramps);",
+        f"i_layer_{label}_root_1(ramps, &root);",
+        f"for (int u = 0; u < {units}; ++u) {{",
+        f"    const int16_t even = limited(scaled((int64_t)y[u] * root, {product}), -32768);",
+        f"    const int16_t sized = limited(scaled((int64_t)even * i_gamma_{label}[u], {gamma}), -32768);",
+        f"    y[u] = limited(scaled(sized, {made}) + i_beta_{label}[u], {0 if norm.relu else -32768});",
+        "}",
+    ]
+
+
+def _sum(layer: Layer, label: str, prefix: str, line: str) -> list[str]:
     """The loops over one output's inputs."""
     if layer.kind == "dense":
         size = layer.inputs[2]
-        return [f"for (int n = 0; n < {size}; ++n) {line.format(x='n', w=f'u * {size} + n', i=index)}"]
+        return [f"for (int n = 0; n < {size}; ++n) {line.format(x='n', w=f'u * {size} + n', i=label)}"]
     _, height, width, channels = layer.weights.shape
     rows, columns, _ = layer.inputs
     place = f"(r * {columns} + c) * {channels} + n"
@@ -361,17 +260,17 @@ def _sum(layer: Layer, index: int, prefix: str, line: str) -> list[str]:
         f"    for (int j = 0; j < {width}; ++j) {{",
         f"        const int c = column * {layer.stride[1]} - {layer.pad[1]} + j;",
         f"        if (c < 0 || c >= {columns}) continue;",
-        f"        for (int n = 0; n < {channels}; ++n) {line.format(x=place, w=weight, i=index)}",
+        f"        for (int n = 0; n < {channels}; ++n) {line.format(x=place, w=weight, i=label)}",
         "    }",
         "}",
     ]
 
 
-def _function(layer: Layer, head: str, body: list[str], result: str) -> list[str]:
+def _function(layer: Layer, head: str, body: list[str], result: str, after: list[str]) -> list[str]:
     rows, columns, units = layer.outputs
     if layer.kind == "dense":
         inner = [f"    for (int u = 0; u < {units}; ++u) {{", *(f"        {line}" for line in body)]
-        return [f"{head} {{", *inner, f"        y[u] = {result};", "    }", "}", ""]
+        return [f"{head} {{", *inner, f"        y[u] = {result};", "    }", *(f"    {line}" for line in after), "}", ""]
     return [
         f"{head} {{",
         f"    for (int row = 0; row < {rows}; ++row)",
@@ -385,6 +284,16 @@ def _function(layer: Layer, head: str, body: list[str], result: str) -> list[str
     ]
 
 
+_ROOT = [
+    "/* 1 / sqrt(x) for x above zero: a guess from the exponent, and Newton's method. */",
+    "static float reciprocal_root(float x) {",
+    "    union { float number; uint32_t bits; } guess = {x};",
+    "    guess.bits = 0x5F3759DFu - (guess.bits >> 1);",
+    "    for (int n = 0; n < 4; ++n) guess.number *= 1.5f - 0.5f * x * guess.number * guess.number;",
+    "    return guess.number;",
+    "}",
+    "",
+]
 _OF_INT8 = [
     "/* sum * multiplier * 2^(shift - 31), rounded to the nearest as LiteRT's reference kernels do. */",
     "static int32_t scaled(int32_t sum, int32_t multiplier, int8_t shift) {",
@@ -407,6 +316,12 @@ _OF_INT16 = [
     "    const int64_t divisor = (int64_t)1 << (15 - shift);",
     "    const int64_t nudged = high * multiplier + low * multiplier / 0x10000 + divisor / 2;",
     "    return (nudged - (nudged & (divisor - 1))) / divisor;",
+    "}",
+    "",
+]
+_LIMITED = [
+    "static int16_t limited(int64_t x, int64_t least) {",
+    "    return (int16_t)(x < least ? least : x > 32767 ? 32767 : x);",
     "}",
     "",
 ]

@@ -31,7 +31,7 @@ from rlplatform.compression import (
 )
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError, nearest
-from rlplatform.export import bundle, c_source, recurrent, report
+from rlplatform.export import bundle, c_layers, c_source, recurrent, report
 from rlplatform.training import Run
 
 Array = np.ndarray[Any, Any]
@@ -201,13 +201,13 @@ def check_formats(formats: Iterable[str]) -> set[str]:
 
 
 def _in_c(run: Run, subject: _Subject) -> dict[str, str]:
-    """`policy.h` and `policy.c`: of the float32 file, and of the static file where all of it is whole numbers."""
+    """`policy.h` and `policy.c`: of the float32 file, and of the static file where C has all of it."""
     files = subject.files
-    whole = compression.inspection.read(files.int8_file).is_whole
+    whole = compression.inspection.read(files.int8_file).fits_c
     weights = subject.canonical.model.count_params()
     header, source = c_source.write(
-        c_source.read_layers(files.float_file),
-        c_source.read_layers(files.int8_file) if whole else None,
+        c_layers.read_layers(files.float_file),
+        c_layers.read_layers(files.int8_file) if whole else None,
         f"{run.config.environment.id}: the policy of {run.path.resolve().name}, {weights:,} weights",
         None if files.scaling is None else files.scaling._asdict(),
     )

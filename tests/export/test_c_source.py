@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rlplatform.agents import networks
 from rlplatform.compression import canonical, convert, students
+from rlplatform.config import Config
 from rlplatform.errors import UserError
-from rlplatform.export import c_source
+from rlplatform.export import c_layers, c_source
 from rlplatform.runtime import open_graph
 
 STRICT = (
@@ -48,9 +50,9 @@ class Compiled:
     """The C code as a library."""
 
     def __init__(self, folder, files, about="a test"):
-        int8 = c_source.read_layers(files.int8_file)
+        int8 = c_layers.read_layers(files.int8_file)
         scaling = None if files.scaling is None else files.scaling._asdict()
-        header, source = c_source.write(c_source.read_layers(files.float_file), int8, about, scaling)
+        header, source = c_source.write(c_layers.read_layers(files.float_file), int8, about, scaling)
         (folder / "policy.h").write_text(header)
         (folder / "policy.c").write_text(source)
         done = subprocess.run(
@@ -125,6 +127,54 @@ def test_int16_activations_in_c_give_litert_s_numbers_to_the_last_unit(tmp_path,
         assert action == q.argmax()
 
 
+def with_layer_norm(hidden, target, quantisation):
+    """The files of a random network with LayerNorm, and observations of sizes that differ fiftyfold."""
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(1)
+    network = networks.build(Config().replace(network={"hidden_units": hidden, "layer_norm": True}), (6,), "float32", 4)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.LayerNormalization):
+            units = layer.gamma.shape
+            layer.set_weights([rng.uniform(-1.5, 1.5, units), rng.normal(0.0, 0.3, units)])
+    seen = (rng.uniform(-1.0, 1.0, (400, 6)) * rng.permutation(np.geomspace(0.02, 1.0, 400))[:, None]).astype(
+        np.float32
+    )
+    return convert(canonical(network).model, seen, target, quantisation), seen
+
+
+@needs_gcc
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [(16,), (64, 48)])
+def test_layer_norm_in_c_gives_litert_s_values_in_float_and_with_int16_activations(tmp_path, hidden):
+    files, seen = with_layer_norm(hidden, "mcu", "int16x8")
+    compiled = Compiled(tmp_path, files)
+    graph = open_graph(files.float_file, "float")
+    int16_graph = open_graph(files.int8_file, "int16", scaling=files.scaling._asdict())
+    values = []
+    for observation in seen[:200]:
+        expected = graph.q_values(observation)
+        action, q = compiled.call("policy_act", observation, 4, np.float32)
+        assert_allclose(q, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        assert action == q.argmax()
+        entered = int16_graph.quantise(observation)
+        int16_graph.write(int16_graph.observation.index, entered)
+        int16_graph.invoke()
+        action, q = compiled.call("policy_act_int16", entered, 4, np.int16)
+        assert action == q.argmax()
+        values.append((q.astype(int), int16_graph.read(int16_graph.q.index, 0)[0].astype(int)))
+    ours, theirs = map(np.array, zip(*values, strict=True))
+    assert np.abs(ours - theirs).max() <= 0.25 * np.ptp(theirs) / 255, "a quarter of what would be a step of int8"
+    needed = subprocess.run(["nm", "-u", "policy.so"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "sqrt" not in needed
+
+
+@pytest.mark.slow
+def test_layer_norm_in_int8_is_refused_in_c():
+    files, _ = with_layer_norm((16,), "mcu", "static")
+    with pytest.raises(UserError, match=r"LayerNorm in float32 and with int16 activations; this network has \w+ too"):
+        c_layers.read_layers(files.int8_file)
+
+
 @needs_gcc
 @pytest.mark.slow
 def test_a_forbidden_action_is_not_taken_and_no_library_is_needed(tmp_path):
@@ -142,7 +192,7 @@ def test_a_forbidden_action_is_not_taken_and_no_library_is_needed(tmp_path):
 
 @given(scale=st.floats(1e-9, 100.0))
 def test_a_multiplier_and_a_shift_are_the_scale(scale):
-    multiplier, shift = c_source.multiplier_of(scale)
+    multiplier, shift = c_layers.multiplier_of(scale)
     assert multiplier == 0 or 2**30 <= multiplier < 2**31
     assert_allclose(math.ldexp(multiplier, shift - 31), scale, rtol=2**-30, atol=2**-32)
 
@@ -159,4 +209,4 @@ def test_a_literal_reads_back_as_the_number(value):
 def test_a_dynamic_int8_file_is_refused_in_a_sentence():
     files, _ = policy("64-64", (8,), target="cpu")
     with pytest.raises(UserError, match="C is written for float32 or static int8"):
-        c_source.read_layers(files.int8_file)
+        c_layers.read_layers(files.int8_file)
