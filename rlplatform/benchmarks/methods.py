@@ -26,7 +26,7 @@ class Method(NamedTuple):
         budget: bytes or `auto`, for a student that is distilled; None for the network itself.
         prune: the share of weights that become zero; None for none.
         clusters: how many values each kernel's weights may have; None for any.
-        variant: the file that is measured; None for the smallest whose gates hold.
+        variant: the file that is measured; None for the smallest whose gates hold, of those within the budget.
         int16: whether the file has int16 activations.
     """
 
@@ -199,7 +199,7 @@ def shrink(run: pathlib.Path, texts: Sequence[str], teacher: Teacher, own: str, 
         own: its architecture.
         ask: hands words on.
     """
-    from rlplatform import api
+    from rlplatform import api, compression
 
     method = parse(texts[0])
 
@@ -207,7 +207,8 @@ def shrink(run: pathlib.Path, texts: Sequence[str], teacher: Teacher, own: str, 
         return api.compress(run, out, **method.options(teacher.target), **_options(teacher, ask))
 
     wanted = [parse(text).variant for text in texts]
-    cells, report = _measured(make, wanted, teacher)
+    limit = None if method.budget is None else compression.parse_budget(method.budget)
+    cells, report = _measured(make, wanted, teacher, limit)
     about = {"architecture": report.get("architecture", own), "distilled": "architecture" in report}
     return [{"method": text, **about, **cell} for text, cell in zip(texts, cells, strict=True)]
 
@@ -275,9 +276,19 @@ def _options(teacher: Teacher, ask: Ask) -> dict[str, Any]:
 
 
 def _measured(
-    make: Callable[[pathlib.Path], "Verification"], wanted: Iterable[Variant | None], teacher: Teacher
+    make: Callable[[pathlib.Path], "Verification"],
+    wanted: Iterable[Variant | None],
+    teacher: Teacher,
+    limit: int | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What each of the wanted files of a bundle is, and how it plays; and what the bundle says of its compression."""
+    """What each of the wanted files of a bundle is, and how it plays; and what the bundle says of its compression.
+
+    Args:
+        make: makes the bundle.
+        wanted: the files, or None for the best one: of those within the limit the smallest whose gates hold.
+        teacher: whose episodes they play.
+        limit: bytes that a file may take; None for any number.
+    """
     from rlplatform import training
     from rlplatform.compression.playing import act_of
     from rlplatform.runtime import Policy
@@ -289,7 +300,7 @@ def _measured(
         seconds = round(time.perf_counter() - begin, 1)
         rows = {row.variant: row for row in verification.rows if row.variant != "network"}
         failures = {variant: _failures(verification, rows, variant) for variant in rows}
-        smallest = min(rows, key=lambda variant: (bool(failures[variant]), rows[variant].bytes))
+        smallest = best_file({variant: row.bytes for variant, row in rows.items()}, failures, limit)
         cells = []
         for variant in wanted:
             chosen = variant or smallest
@@ -318,6 +329,15 @@ def _measured(
                 }
             )
         return cells, policy.manifest.get("compression", {})
+
+
+def best_file(sizes: Mapping[str, int], failures: Mapping[str, Sequence[str]], limit: int | None) -> str:
+    """Of those within `limit` bytes the smallest whose gates hold; where there is none, the next best."""
+
+    def rank(variant: str) -> tuple[bool, bool, int]:
+        return limit is not None and sizes[variant] > limit, bool(failures[variant]), sizes[variant]
+
+    return min(sizes, key=rank)
 
 
 def _failures(verification: "Verification", rows: Mapping[str, Any], variant: str) -> list[str]:

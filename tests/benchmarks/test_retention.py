@@ -283,6 +283,21 @@ def test_the_file_of_a_rival_is_made_as_the_students_is(tmp_path, quantisation):
     assert len(cell["returns"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("failed", "limit", "expected"),
+    [
+        ((), None, "int8"),
+        (("int8",), None, "float"),
+        (("int8", "float"), None, "int8"),
+        (("int8",), 900, "int8"),
+        (("int8",), 4_000, "float"),
+    ],
+)
+def test_the_file_that_is_measured_keeps_to_the_budget_and_then_to_the_gates(failed, limit, expected):
+    failures = {variant: ["no"] * (variant in failed) for variant in ("float", "int8")}
+    assert methods.best_file({"float": 3_000, "int8": 800}, failures, limit) == expected
+
+
 def test_only_a_finished_run_of_the_same_configuration_and_seed_is_taken_for_a_teacher(tmp_path):
     (tmp_path / "runs").mkdir()
     run = cartpole_run(tmp_path / "runs" / "any-name")
