@@ -16,6 +16,7 @@ import tensorflow as tf
 from rlplatform.compression import chain, inspection, worker
 from rlplatform.compression.balancing import balanced
 from rlplatform.compression.choice import choose
+from rlplatform.compression.compensation import compensated
 from rlplatform.compression.normalize import Normalize, ramped
 from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.refinement import refine
@@ -28,6 +29,7 @@ Quantisation = Literal["auto", "dynamic", "dynamic_all", "static", "int16x8"]
 
 TARGETS = ("cpu", "mcu")
 QUANTISATIONS = ("auto", "dynamic", "dynamic_all", "static", "int16x8")
+LEAST_STEPS = 1 / 64  # of int16's that a feature keeps
 SMALL = 50_000  # Below this many parameters, a scale for each unit of a Dense costs more bytes than it is worth.
 
 
@@ -135,6 +137,8 @@ def _ordered(
     form, scaling = static_form(model, calibration, target)
     ramps = "int16x8" in modes and any(isinstance(layer, Normalize) for layer in model.layers)
     per_channel = trained is None and (model.count_params() >= SMALL or ramps)  # Slopes of ramps differ a thousandfold.
+    if per_channel and scaling is not None and modes == ["int16x8"]:
+        form, scaling = _evened(form, scaling)
     jobs: list[dict[str, Any]] = [{"mode": "float", "saved_model": "float", "output": "float.tflite"}]
     for mode in modes:
         jobs.append({"mode": mode, "saved_model": "float", "output": f"{mode}.tflite", "per_channel": per_channel})
@@ -180,6 +184,7 @@ def _write(folder: pathlib.Path, order: _Order, calibration: Array, target: Targ
         if form is None:
             int16 = any(job["mode"] == "int16x8" for job in order.jobs)
             form = balanced(order.form, representative, norms=int16) if order.per_channel else order.form
+            form = compensated(form, representative, order.per_channel)
             form = ramped(form, representative) if int16 else form
         save(form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
     np.save(folder / "calibration.npy", representative)
@@ -357,6 +362,19 @@ def _input_scaling(calibration: Array) -> Scaling:
     low, high = calibration.min(axis=0), calibration.max(axis=0)
     half = np.where(high > low, (high - low) / 2, 1.0)
     return Scaling(((low + high) / 2).astype(np.float32), (1.0 / half).astype(np.float32))
+
+
+def _evened(form: Any, scaling: Scaling) -> tuple[Any, Scaling]:
+    """The same with features in such units that the first layer's weights of all of them are of like size.
+
+    In int16 a feature may do with fewer steps; in a kernel of int8, small weights beside large ones may not.
+    """
+    first = chain.first(chain.read(form.output, chain.producers(form))[1])
+    assert first is not None, "observations are scaled for a Dense alone"
+    size = np.sqrt(np.square(first.kernel).mean(axis=1)).reshape(scaling.offset.shape)
+    factor = np.clip(size / max(size.max(), np.finfo(np.float32).tiny), LEAST_STEPS, 1.0)
+    evened = chain.scale_inputs(form, np.zeros_like(factor), factor)
+    return evened, Scaling(scaling.offset, (scaling.multiplier * factor).astype(np.float32))
 
 
 def _representative(calibration: Array, scaling: Scaling | None) -> Array:
