@@ -59,7 +59,8 @@ def run(
         folder = pathlib.Path(name)
         (folder / "policy.tflite").write_bytes(content)
         (folder / "arena.json").write_text(json.dumps(arena_bytes))
-        np.save(folder / "inputs.npy", np.stack([graph.quantise(observation) for observation in observations]))
+        given = np.stack([graph.quantise(observation).copy() for observation in observations])
+        np.save(folder / "inputs.npy", given)
         command = [sys.executable, "-P", str(micro_worker.__file__), str(folder)]
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # It forks, which threads would not survive.
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)

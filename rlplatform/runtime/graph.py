@@ -33,7 +33,7 @@ class Graph(NamedTuple):
         state: `[1, H]`, what a file that remembers had in mind before; None if it remembers nothing.
         next_state: `[1, H]`, and what it has in mind after.
         quantise: from an observation `[O...]` to the int8 or int16 `[1, O...]` that the file takes; None if the file
-            takes it as it is.
+            takes it as it is. What it gives may be overwritten by the next one.
     """
 
     write: Callable[[int, Array], None]
@@ -169,14 +169,22 @@ def _quantiser(target: Tensor, scaling: Mapping[str, Any] | None) -> Callable[[A
     if np.ndim(multiplier):
         return quantise
     table = quantise(np.arange(256, dtype=np.uint8))[0]  # what becomes of each byte, so that images take no arithmetic
-    is_shift = target.dtype == np.int8 and np.array_equal(table, np.arange(-128, 128))
 
     def look_up(observation: Array) -> Array:
         if observation.dtype != np.uint8:
             return quantise(observation)
-        if is_shift:  # x - 128 turns a byte's highest bit: a tenth of the time of looking it up
-            return np.bitwise_xor(observation, np.uint8(128)).view(np.int8)[None]
         found: Array = table.take(observation)
         return found[None]
 
-    return look_up
+    if target.dtype != np.int8 or not np.array_equal(table, np.arange(-128, 128)):
+        return look_up
+    entered, highest_bit = np.empty(target.shape, np.int8), np.uint8(128)
+    as_bytes = entered[0].view(np.uint8)
+
+    def turn(observation: Array) -> Array:
+        if observation.dtype != np.uint8:
+            return quantise(observation)
+        np.bitwise_xor(observation, highest_bit, as_bytes)  # x - 128, in a tenth of the time of looking it up
+        return entered
+
+    return turn
