@@ -308,7 +308,7 @@ def _modes(model: Any, calibration: Array, target: str, quantisation: str) -> li
     installed = _has_edge_quantizer()
     if quantisation == "dynamic_all" and not installed:
         raise UserError("dynamic_all needs ai-edge-quantizer: pip install 'rlplatform[quantize]'")
-    if quantisation == "int16x8" and (refusal := refuses_int16x8(model, calibration)):
+    if quantisation == "int16x8" and (refusal := refuses_int16x8(model, target)):
         raise UserError(refusal)
     if quantisation != "auto":
         return [quantisation]
@@ -336,12 +336,12 @@ def _has_edge_quantizer() -> bool:
     return importlib.util.find_spec("ai_edge_quantizer") is not None
 
 
-def refuses_int16x8(model: Any, calibration: Array) -> str | None:
+def refuses_int16x8(model: Any, target: str) -> str | None:
     """Why a network is not converted to int8 weights and int16 activations; None where it is."""
-    if calibration.dtype == np.uint8 or any(len(weight.shape) > 2 for weight in model.weights):
+    if target == "cpu" and any(len(weight.shape) > 2 for weight in model.weights):
         return (
-            "int16x8 is for vectors and Dense layers: convolutions take twenty times as long in it as in float32; for "
-            "images, quantisation is static or dynamic"
+            "int16x8 with convolutions is for microcontrollers: on a CPU they take twenty times as long in it as in "
+            "float32; quantisation is static or dynamic there"
         )
     return None
 

@@ -255,7 +255,7 @@ def _prepare(
     golden_labels = compression.Labels(golden.observations, golden.q, golden.masks)
     falls_short = compression.aware.knows(form) and compression.falls_short(files, golden_labels)
     may_widen = student is not None and target == "mcu" and quantisation == "auto"
-    if falls_short and may_widen and compression.refuses_int16x8(model, calibration) is None:
+    if falls_short and may_widen and compression.refuses_int16x8(model, target) is None:
         files = compression.convert(model, calibration, target, "int16x8", calibration_masks, onnx=onnx)
     elif qat or falls_short:
         tell("training for int8")
@@ -306,9 +306,9 @@ def _advice(subject: _Subject, verification: Verification) -> str:
 
 
 def _is_narrow(subject: _Subject) -> bool:
-    model, states = subject.canonical.model, subject.golden.observations
-    static = subject.files.quantisation["method"] == "static"
-    return static and compression.refuses_int16x8(model, states) is None
+    quantisation = subject.files.quantisation
+    possible = compression.refuses_int16x8(subject.canonical.model, quantisation["target"]) is None
+    return quantisation["method"] == "static" and possible
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:

@@ -258,12 +258,23 @@ def test_int16_activations_lose_less_than_int8(target, for_mcu):
     assert np.sqrt((error**2).mean()) / expected.std() < kept(model, for_mcu[1].int8_file, seen, for_mcu[1].scaling)[1]
 
 
-def test_what_int16_cannot_do_is_refused():
+def test_convolutions_in_int16_are_for_microcontrollers_and_lose_less_than_in_int8():
     keras.utils.set_random_seed(0)
-    images = networks.build(Config().replace(network={"torso": "nature"}), (36, 36, 2), "uint8", 3)
-    seen = np.zeros((2, 36, 36, 2), np.uint8)
-    with pytest.raises(UserError, match="int16x8 is for vectors and Dense layers"):
-        convert(canonical(images).model, seen, "cpu", "int16x8")
+    model = networks.build(Config().replace(network={"torso": "minatar"}), (10, 10, 4), "uint8", 3)
+    seen = np.random.default_rng(0).integers(0, 2, (300, 10, 10, 4), np.uint8)
+    folded = canonical(model).model
+    with pytest.raises(UserError, match="int16x8 with convolutions is for microcontrollers"):
+        convert(folded, seen, "cpu", "int16x8")
+    errors = []
+    for quantisation in ("static", "int16x8"):
+        files = convert(folded, seen, "mcu", quantisation)
+        assert inspection.read(files.int8_file).float_islands == ()
+        given = open_graph(files.int8_file, "file").q_batch(seen)
+        errors.append(np.square(given - folded(seen.astype(np.float32)).numpy()).mean())
+    assert errors[1] < errors[0] / 10
+    if micro.missing() is None:
+        step = agreement.step_of(given, 0.0)
+        assert np.abs(micro.run(files.int8_file, seen[:50]).q - given[:50]).max() < step / 10
 
 
 def test_layer_norm_in_int16_keeps_the_choices_that_int8_loses_and_microcontrollers_agree():

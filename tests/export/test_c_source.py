@@ -110,11 +110,14 @@ def test_c_gives_the_values_and_actions_of_litert(tmp_path, text, shape):
 
 @needs_gcc
 @pytest.mark.slow
-@pytest.mark.parametrize(("text", "shape"), [("linear", (4,)), ("16-8", (8,)), ("64-64", (6,))])
+@pytest.mark.parametrize(
+    ("text", "shape"), [("linear", (4,)), ("16-8", (8,)), ("64-64", (6,)), ("8x5s2-6x3s1 12", (20, 20, 2))]
+)
 def test_int16_activations_in_c_give_litert_s_numbers_to_the_last_unit(tmp_path, text, shape):
     files, seen = policy(text, shape, quantisation="int16x8")
     compiled = Compiled(tmp_path, files)
-    graph = open_graph(files.int8_file, "int16", scaling=files.scaling._asdict())
+    scaling = None if files.scaling is None else files.scaling._asdict()
+    graph = open_graph(files.int8_file, "int16", scaling=scaling)
     assert "policy_act_int16" in compiled.header
     assert "policy_act_int8" not in compiled.header
     for observation in seen[:200]:
