@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 LARGEST = 127  # int8's weights are symmetric.
 DAMPING = 0.01  # of the mean square of inputs, added to each: what hardly ever occurs is not to move much
 ROWS = 20_000  # inputs of a layer that are looked at
+BATCH = 256
 BLOCK = 128  # inputs after which the rest of the kernel is brought up to date
 SPARSE = 0.5  # From this share of zeros on a kernel was pruned, and keeps its zeros.
 
@@ -94,7 +95,9 @@ def _inputs(model: Any, layer: Any, observations: Array) -> Array:
     """`[N, I]` float64: what a layer multiplies its kernel with, on no more than `ROWS` places."""
     places = int(np.prod(layer.output.shape[1:-1]))
     seen = observations[: -(-ROWS // places)]
-    features = keras.Model(model.input, layer.input).predict(seen, batch_size=256, verbose=0)
+    before = keras.Model(model.input, layer.input)
+    batches = [seen[start : start + BATCH] for start in range(0, len(seen), BATCH)]
+    features = np.concatenate([np.asarray(before(batch, training=False)) for batch in batches])
     if isinstance(layer, keras.layers.Conv2D):
         features = tf.image.extract_patches(
             features,
