@@ -106,4 +106,4 @@ def _inputs(model: Any, layer: Any, observations: Array) -> Array:
             [1, *layer.dilation_rate, 1],
             layer.padding.upper(),
         ).numpy()
-    return features.reshape(-1, features.shape[-1])[:ROWS].astype(np.float64)  # type: ignore[no-any-return]
+    return features.reshape(-1, features.shape[-1])[:ROWS].astype(np.float64)
