@@ -172,7 +172,7 @@ def export(
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
             sentence = f"{verification.failures[0]}{_advice(subject, verification)}; {out} was not written"
-            raise Refused(sentence, narrow=_is_narrow(subject))
+            raise Refused(sentence, narrow=_is_narrow(subject, target))
         manifest["default"] = _default(verification)
         verification = dataclasses.replace(verification, path=out)
         manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
@@ -305,10 +305,9 @@ def _advice(subject: _Subject, verification: Verification) -> str:
     return ""
 
 
-def _is_narrow(subject: _Subject) -> bool:
-    quantisation = subject.files.quantisation
-    possible = compression.refuses_int16x8(subject.canonical.model, quantisation["target"]) is None
-    return quantisation["method"] == "static" and possible
+def _is_narrow(subject: _Subject, target: Target) -> bool:
+    static = subject.files.quantisation["method"] == "static"
+    return static and compression.refuses_int16x8(subject.canonical.model, target) is None
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:
