@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shlex
+import statistics
 import sys
 import typing
 
@@ -238,6 +239,26 @@ def test_the_results_in_the_page_about_devices_are_those_of_the_files():
     assert max(it.low for it in intervals) <= min(it.high for it in intervals), "they overlap"
     ratio = json.loads((ROOT / "benchmarks" / "one_device.json").read_text(encoding="utf-8"))["ratio"]
     assert f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] times" in text
+
+
+def test_the_figures_of_layer_norm_are_those_of_the_file():
+    tree = json.loads((ROOT / "benchmarks" / "compression.json").read_text())
+    words = " ".join((ROOT / "docs" / "quantisation.md").read_text().split())
+    found = {}
+    for method in ("int8", "int16x8"):
+        for env in ("Acrobot-v1", "LunarLander-v3"):
+            cells = [cell for cell in tree["cells"] if (cell["env"], cell["method"]) == (env, method)]
+            assert len(cells) == 5
+            found[env, method] = statistics.median(cell["clear"] for cell in cells)
+            assert {cell["passed"] for cell in cells} == {method == "int16x8"}
+    acrobot, lunar = found["Acrobot-v1", "int8"], found["LunarLander-v3", "int8"]
+    assert f"takes {100 * acrobot:.1f} and {100 * lunar:.1f} % of the clear choices (medians)" in words
+    assert found["Acrobot-v1", "int16x8"] == found["LunarLander-v3", "int16x8"] == 1.0
+    for env in ("Acrobot-v1", "LunarLander-v3"):
+        row = next(
+            line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {env} | `int16x8` |")
+        )
+        assert row.split(" | ")[5] in words, "the return that is kept"
 
 
 def test_the_figures_of_pong_are_those_of_the_file():

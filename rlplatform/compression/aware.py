@@ -14,10 +14,10 @@ from rlplatform.compression import optimization
 from rlplatform.compression.clustering import is_clustered
 from rlplatform.compression.distillation import Distilled, Recipe, distil
 from rlplatform.compression.labels import Labels
+from rlplatform.compression.pruning import is_pruned
 from rlplatform.errors import UserError
 
 RECIPE = Recipe(epochs=20, learning_rate=3e-4, patience=5)
-PRUNED = 0.1  # With this share of zeros, kernels keep them.
 _KNOWN = (
     keras.layers.InputLayer,
     keras.layers.Dense,
@@ -93,7 +93,7 @@ def refuse_unknown(model: Any) -> None:
 
 def _scheme(kernels: list[Any]) -> tuple[str, Any]:
     """What is to be preserved, and tfmot's scheme for it."""
-    has_zeros = any(np.mean(kernel == 0.0) >= PRUNED for kernel in kernels)
+    has_zeros = any(map(is_pruned, kernels))
     if any(is_clustered(kernel) for kernel in kernels):
         return "clusters", optimization.cluster_preserving(has_zeros)
     if has_zeros:

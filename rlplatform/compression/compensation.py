@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from rlplatform.compression.clustering import is_clustered
+from rlplatform.compression.pruning import is_pruned
 
 Array = np.ndarray[Any, Any]
 
@@ -21,7 +22,6 @@ DAMPING = 0.01  # of the mean square of inputs, added to each: what hardly ever 
 ROWS = 20_000  # inputs of a layer that are looked at
 BATCH = 256
 BLOCK = 128  # inputs after which the rest of the kernel is brought up to date
-SPARSE = 0.5  # From this share of zeros on a kernel was pruned, and keeps its zeros.
 
 
 def compensated(model: Any, observations: Array, per_unit: bool) -> Any:
@@ -33,11 +33,11 @@ def compensated(model: Any, observations: Array, per_unit: bool) -> Any:
         per_unit: whether each unit of a Dense has a scale of its own; each output of a Conv2D has.
 
     Returns:
-        A new model; the one that is given where a kernel is clustered or mostly zeros.
+        A new model; the one that is given where a kernel is clustered or pruned.
     """
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense | keras.layers.Conv2D)]
     kernels = [layer.get_weights()[0] for layer in layers]
-    if any(is_clustered(kernel) or np.mean(kernel == 0.0) >= SPARSE for kernel in kernels):
+    if any(is_clustered(kernel) or is_pruned(kernel) for kernel in kernels):
         return model
     made = keras.models.clone_model(model)
     made.set_weights(model.get_weights())

@@ -340,7 +340,7 @@ def refuses_int16x8(model: Any, target: str) -> str | None:
     """Why a network is not converted to int8 weights and int16 activations; None where it is."""
     if target == "cpu" and any(len(weight.shape) > 2 for weight in model.weights):
         return (
-            "int16x8 with convolutions is for microcontrollers: on a CPU they take twenty times as long in it as in "
+            "int16x8 with convolutions is for microcontrollers: on a CPU they take many times as long in it as in "
             "float32; quantisation is static or dynamic there"
         )
     return None

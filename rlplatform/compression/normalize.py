@@ -54,8 +54,8 @@ class Normalize(keras.layers.Layer):
 class RampedNormalize(Normalize):
     """`Normalize` whose reciprocal root is a sum of ramps, `c_k relu(t_k - power)`: two small Dense layers.
 
-    In int16, RSQRT is a table of 512 equal parts of the range, of which states with small features see one or two, and
-    tflite-micro computes it otherwise than LiteRT. The knots `t_k` lie at equal ratios. Between them the sum is the
+    The RSQRT of int16 is coarse where the mean of squares is small, and tflite-micro computes it otherwise than LiteRT.
+    The knots `t_k` lie at equal ratios. Between them the sum is the
     chord of a convex function, and no two of its terms take away from each other, so that nothing is lost to rounding.
 
     Args:
@@ -87,7 +87,7 @@ class RampedNormalize(Normalize):
 
 
 def ramped(model: Any, observations: Array) -> Any:
-    """The same network, to 0.1 % or so, with a `RampedNormalize` in place of each `Normalize`.
+    """The same network, to a percent or so, with a `RampedNormalize` in place of each `Normalize`.
 
     Args:
         model: functional, `[B, O...]` to `[B, A]`.

@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 
 BEGIN, END = 0.2, 0.8  # of the updates, between which the share of zeros grows (Graesser et al. 2022)
 TIMES = 100  # that weights are chosen anew in between
+PRUNED = 0.1  # With this share of zeros, kernels keep them.
 
 
 class Pruned(NamedTuple):
@@ -34,6 +35,11 @@ class Pruned(NamedTuple):
     model: Any
     sparsities: dict[str, float]
     distilled: Distilled
+
+
+def is_pruned(kernel: Any) -> bool:
+    """Whether so many weights of an array are zero that whatever changes it is to keep them."""
+    return bool(np.mean(np.asarray(kernel) == 0.0) >= PRUNED)
 
 
 def prune(

@@ -12,11 +12,10 @@ import numpy as np
 from rlplatform.compression import chain
 from rlplatform.compression.canonical import Canonical, canonical
 from rlplatform.compression.chain import Link
+from rlplatform.compression.compensation import LARGEST
 from rlplatform.compression.conversion import SMALL, Target, static_form
 
 Array = np.ndarray[Any, Any]
-
-LARGEST = 127  # int8's weights are symmetric.
 
 
 def rounded(network: Canonical, calibration: Array, target: Target) -> Canonical:
