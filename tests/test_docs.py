@@ -278,6 +278,15 @@ def test_the_figures_of_pong_are_those_of_the_file():
         cell = cells[name]
         assert f"| `{name}` | {cell['bytes']:,} | {cell['microseconds']:.1f} | {means[name]:.2f} |" in text
     assert small["bytes"] <= 20_000
+    speed = json.loads((ROOT / "benchmarks" / "nature_speed.json").read_text(encoding="utf-8"))
+    large, student, times = speed["large"], speed["student"], f"{speed['times_faster']['median']:.1f} times"
+    assert student["architecture"] == small["architecture"]
+    assert (
+        f"{large['microseconds']:.1f} µs and {student['microseconds']:.1f} µs, {times} faster; {large['bytes']:,} and "
+        f"{student['bytes']:,} bytes" in readme
+    )
+    assert f"a file of the same layers is {times} faster" in text
+    assert f"decides {times} as fast" in (ROOT / "docs" / "quantisation.md").read_text(encoding="utf-8")
 
 
 def test_the_figures_of_int8_without_layer_norm_are_those_of_the_file():

@@ -1,6 +1,7 @@
 """The part of a network that algebra can work on: a chain of layers with weights between layers that stay."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,7 +186,9 @@ def first(links: list[AnyLink]) -> Link | None:
     return link if isinstance(link, Link) else None
 
 
-def build(model: Any, affine: Affine | None, start: Any, links: list[AnyLink]) -> Any:
+def build(
+    model: Any, affine: Affine | None, start: Any, links: list[AnyLink], shape: tuple[int, ...] | None = None
+) -> Any:
     """A functional model on float32 observations of the shape that `model` takes; on the state too, if it remembers.
 
     Args:
@@ -193,8 +196,10 @@ def build(model: Any, affine: Affine | None, start: Any, links: list[AnyLink]) -
         affine: what happens to the observation first, if it stays.
         start: the tensor in `model` up to which its layers stay.
         links: what comes after `start`.
+        shape: of the observations, where it is another one and no layer of `model` stays.
     """
-    observation = keras.Input(shape=tuple(model.inputs[0].shape[1:]), dtype="float32", name="observation")
+    shape = shape or tuple(model.inputs[0].shape[1:])
+    observation = keras.Input(shape=shape, dtype="float32", name="observation")
     source, features = model.inputs[0], observation
     if affine is not None:
         scale = _fewest(affine.scale) if np.ptp(affine.scale) else float(affine.scale.flat[0])
@@ -234,6 +239,31 @@ def fold_shift(model: Any) -> Any:
         return model
     link.bias = link.bias + np.einsum("hwcu,c->u", link.kernel, affine.offset[0, 0])
     return build(model, None, model.input, links)
+
+
+def join_pixels(model: Any) -> Any:
+    """The same network on images whose pixels stand together as far as the strides of the first Conv2D never part them.
+
+    `[H, W, C]` are `[H, W / n, n * C]` then, in the same order, and weights `[h, w, C, U]` with a stride of columns `s`
+    are `[h, w / n, n * C, U]` with `s / n`. Kernels for whole numbers sum over the channels of one place at a time, and
+    an image has few of those.
+
+    Args:
+        model: from `build`; itself where n is 1, or something else comes before a Conv2D.
+    """
+    start, links = read(model.output, producers(model))
+    link = first(links)
+    if start is not model.input or link is None or link.kind != "conv" or link.settings["padding"] != "valid":
+        return model
+    height, width, channels = start.shape[1:]
+    rows, columns, _, units = link.kernel.shape
+    down, along = link.settings["strides"]
+    joined = math.gcd(width, columns, along)
+    if joined == 1 or link.settings["dilation_rate"] != (1, 1):
+        return model
+    link.kernel = link.kernel.reshape(rows, columns // joined, joined * channels, units)
+    link.settings = link.settings | {"strides": (down, along // joined)}
+    return build(model, None, start, links, (height, width // joined, joined * channels))
 
 
 def scale_inputs(model: Any, offset: Array, multiplier: Array) -> Any | None:

@@ -186,7 +186,11 @@ def _write(folder: pathlib.Path, order: _Order, calibration: Array, target: Targ
             form = balanced(order.form, representative, norms=int16) if order.per_channel else order.form
             form = compensated(form, representative, order.per_channel)
             form = ramped(form, representative) if int16 else form
-        save(form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None)
+        form = chain.join_pixels(form)
+        if not cpu:  # What enters is made for the file; a reshape in it would take the memory of another image.
+            representative = representative.reshape(-1, *form.input.shape[1:])
+        shape = representative.shape[1:]
+        save(form, "float32", folder / "static", action=cpu, mask=cpu and masks is not None, shape=shape)
     np.save(folder / "calibration.npy", representative)
     (folder / "jobs.json").write_text(json.dumps(order.jobs))
 
@@ -250,6 +254,7 @@ def save(
     action: bool = True,
     mask: bool = False,
     batch: int | None = 1,
+    shape: Sequence[int] | None = None,
 ) -> None:
     """Writes a SavedModel with the signature `act`.
 
@@ -261,11 +266,14 @@ def save(
         action: whether `act` gives `action [B]` int32 beside `q [B, A]`.
         mask: whether `act` takes `action_mask [B, A]` bool, among which the action is the best.
         batch: B, or None for any.
+        shape: `[O...]` of what `act` takes, where the network takes the same numbers in another shape.
 
     Raises:
         RunError: the folder cannot be written.
     """
-    specifications = [tf.TensorSpec((batch, *model.inputs[0].shape[1:]), observation_dtype, name="observation")]
+    enters = model.inputs[0]
+    given = tuple(shape or enters.shape[1:])
+    specifications = [tf.TensorSpec((batch, *given), observation_dtype, name="observation")]
     specifications += [tf.TensorSpec((batch, *state.shape[1:]), tf.float32, name="state") for state in model.inputs[1:]]
     if mask:
         specifications.append(tf.TensorSpec((batch, model.outputs[0].shape[-1]), tf.bool, name="action_mask"))
@@ -274,11 +282,16 @@ def save(
         allowed = tf.where(action_mask, q, q.dtype.min) if mask else q
         return {"action": tf.argmax(allowed, axis=1, output_type=tf.int32), "q": q} if action else {"q": q}
 
+    def entering(observation: Any) -> Any:
+        if given != tuple(enters.shape[1:]):
+            observation = tf.reshape(observation, (-1, *enters.shape[1:]))
+        return tf.cast(observation, enters.dtype)
+
     def act(observation: Any, action_mask: Any = None) -> dict[str, Any]:
-        return answer(model(tf.cast(observation, model.inputs[0].dtype), training=False), action_mask)
+        return answer(model(entering(observation), training=False), action_mask)
 
     def act_remembering(observation: Any, state: Any, action_mask: Any = None) -> dict[str, Any]:
-        q, next_state = model([tf.cast(observation, model.inputs[0].dtype), state], training=False)
+        q, next_state = model([entering(observation), state], training=False)
         return answer(q, action_mask) | {"next_state": next_state}
 
     module = tf.Module()

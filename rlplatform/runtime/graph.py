@@ -32,8 +32,9 @@ class Graph(NamedTuple):
             actions until it is written.
         state: `[1, H]`, what a file that remembers had in mind before; None if it remembers nothing.
         next_state: `[1, H]`, and what it has in mind after.
-        quantise: from an observation `[O...]` to the int8 or int16 `[1, O...]` that the file takes; None if the file
-            takes it as it is. What it gives may be overwritten by the next one.
+        quantise: from an observation `[O...]` to the int8 or int16 that the file takes, `[1, O...]` or, where n pixels
+            of a row stand together, `[1, H, W / n, n * C]`; None if the file takes it as it is. What it gives may be
+            overwritten by the next one.
     """
 
     write: Callable[[int, Array], None]
@@ -168,23 +169,26 @@ def _quantiser(target: Tensor, scaling: Mapping[str, Any] | None) -> Callable[[A
 
     if np.ndim(multiplier):
         return quantise
-    table = quantise(np.arange(256, dtype=np.uint8))[0]  # what becomes of each byte, so that images take no arithmetic
+
+    def reshaped(observation: Array) -> Array:
+        return quantise(observation).reshape(target.shape)
+
+    # What becomes of each byte, so that images take no arithmetic.
+    table = quantise(np.arange(256, dtype=np.uint8))[0]
 
     def look_up(observation: Array) -> Array:
-        if observation.dtype != np.uint8:
-            return quantise(observation)
-        found: Array = table.take(observation)
-        return found[None]
+        return table.take(observation).reshape(target.shape) if observation.dtype == np.uint8 else reshaped(observation)
 
     if target.dtype != np.int8 or not np.array_equal(table, np.arange(-128, 128)):
         return look_up
     entered, highest_bit = np.empty(target.shape, np.int8), np.uint8(128)
-    as_bytes = entered[0].view(np.uint8)
+    as_bytes = entered.view(np.uint8)
 
     def turn(observation: Array) -> Array:
         if observation.dtype != np.uint8:
-            return quantise(observation)
-        np.bitwise_xor(observation, highest_bit, as_bytes)  # x - 128, in a tenth of the time of looking it up
+            return reshaped(observation)
+        # x - 128, in a tenth of the time of looking it up
+        np.bitwise_xor(observation.reshape(target.shape), highest_bit, as_bytes)
         return entered
 
     return turn

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -232,6 +233,23 @@ def test_statistics_that_all_places_share_fold_into_a_convolution():
     whole = chain.fold_shift(folded.model)
     assert layers_of(folded._replace(model=whole)) == ["Conv2D", "Conv2D", "Conv2D", "Flatten", "Dense", "Dense"]
     assert_same_policy(model, folded._replace(model=whole), observations(model, count=16))
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(8, 17), kernel=st.integers(1, 8), stride=st.integers(1, 8), channels=st.integers(1, 3))
+def test_pixels_that_no_stride_parts_are_joined_without_another_value(width, kernel, stride, channels):
+    settings = {"torso": "cnn", "convolutions": [[3, kernel, stride]], "hidden_units": ()}
+    model = chain.fold_shift(canonical(network(shape=(9, width, channels), dtype="uint8", **settings)).model)
+    joined = chain.join_pixels(model)
+    size = math.gcd(width, kernel, stride)
+    parted, together = (each.get_layer("conv_0").kernel.shape[:3] for each in (model, joined))
+    assert (parted, together) == ((kernel, kernel, channels), (kernel, kernel // size, size * channels))
+    assert (joined is model) == (size == 1)
+    for layer in model.layers:  # Whole numbers, which no order of summing rounds.
+        layer.set_weights([np.rint(8 * weight) for weight in layer.get_weights()])
+    seen = np.rint(observations(model, count=4))
+    joined = chain.join_pixels(model)
+    np.testing.assert_array_equal(joined(seen.reshape(-1, *joined.input.shape[1:])), model(seen))
 
 
 @pytest.mark.parametrize("dueling", [False, True])

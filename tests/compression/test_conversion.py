@@ -13,6 +13,7 @@ from rlplatform.compression import (
     conversion,
     convert,
     convert_all,
+    flatfile,
     inspection,
     micro,
     students,
@@ -227,6 +228,27 @@ def test_the_background_of_an_image_is_taken_away_before_float_rounds_it_and_fol
     )
     assert exact < 1e-6
     assert folded > 3 * exact
+
+
+@pytest.mark.parametrize(("target", "mode"), [("mcu", "static"), ("cpu", "static"), ("mcu", "int16x8")])
+def test_whole_numbers_are_of_joined_pixels_and_the_same(target, mode, monkeypatch):
+    seen = np.random.default_rng(0).integers(0, 256, (50, 36, 36, 4), np.uint8)
+    model = canonical(students.build(students.parse("8x8s4-8x4s2 16"), seen, 3, seed=0)).model
+    files = convert(model, seen, target, mode)
+    monkeypatch.setattr(chain, "join_pixels", lambda model: model)
+    parted = convert(model, seen, target, mode)
+    given = [graph_input(content) for content in (files.float_file, files.int8_file, parted.int8_file)]
+    assert given == [[1, 36, 36, 4], [1, 36, 9, 16], [1, 36, 36, 4]]
+    q, parted_q = (open_graph(each.int8_file, "file").q_batch(seen) for each in (files, parted))
+    np.testing.assert_allclose(q, parted_q, atol=1.01 * inspection.read(files.int8_file).q_step)
+
+
+def graph_input(content):
+    """The shape of what the first convolution is given."""
+    model = flatfile.read(content)
+    graph = model.subgraphs[0]
+    place = inspection.read(content).operators.index("CONV_2D")
+    return graph.tensors[graph.operators[place].inputs[0]].shape.tolist()
 
 
 @pytest.mark.slow

@@ -167,7 +167,31 @@ def test_images_are_quantised_as_numbers_are(scale, zero_point, kind):
         quantised = quantise(given)
         assert quantised.dtype == kind
         assert np.array_equal(quantised, quantise(given.astype(np.float32)))
+        joined = graph._quantiser(graph.Tensor(0, (1, 16, 4, 4), np.dtype(kind), scale, zero_point), None)
+        for each in (given, given.astype(np.float32)):
+            assert np.array_equal(joined(each), quantise(given).reshape(1, 16, 4, 4))
     assert np.abs(quantise(image)[0] - expected).max() <= (0 if scale in (1.0, 2.5) else 1)
+
+
+def test_an_image_enters_a_file_of_whole_numbers_with_pixels_of_a_row_together(tmp_path):
+    kernel = np.arange(-8, 8, dtype=np.float32).reshape(2, 8)
+    seen = np.random.default_rng(0).integers(0, 8, (50, 2, 4, 1), np.uint8)
+
+    def opened(name, taken, **options):
+        model = linear_file(kernel, observation_shape=taken, **options)
+        kind = "int8" if options.get("int8") else "float"
+        return Policy(write_bundle(tmp_path / name, shape=(2, 4, 1), dtype="uint8", **{kind: model}))
+
+    parted, joined = (
+        opened(name, taken, int8=True, with_action=False) for name, taken in (("a", (2, 4, 1)), ("b", (2, 2, 2)))
+    )
+    for observation in seen:
+        np.testing.assert_array_equal(joined.q_values(observation), parted.q_values(observation))
+    np.testing.assert_array_equal(joined.act_batch(seen), parted.act_batch(seen))
+    with pytest.raises(BundleError, match=r"takes observations of shape \[1, 4, 2, 1\], but policy.json says"):
+        opened("c", (4, 2, 1), int8=True, with_action=False)
+    with pytest.raises(BundleError, match=r"takes observations of shape \[1, 2, 2, 2\], but policy.json says"):
+        opened("d", (2, 2, 2))
 
 
 def test_numbers_beyond_the_int8_range_saturate_instead_of_wrapping(tmp_path):
