@@ -2,10 +2,7 @@
 
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -13,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rlplatform.compression import chain, inspection, worker
+from rlplatform.compression import chain, inspection
 from rlplatform.compression.balancing import balanced
 from rlplatform.compression.choice import choose
 from rlplatform.compression.compensation import compensated
+from rlplatform.compression.converter import CONVERTER
 from rlplatform.compression.normalize import Normalize, ramped
 from rlplatform.compression.onnx_file import ONNX_FILE
 from rlplatform.compression.refinement import refine
@@ -162,7 +160,7 @@ def _converted(
         folders = [pathlib.Path(name) / str(index) for index in range(len(orders))]
         for folder, order in zip(folders, orders, strict=True):
             _write(folder, order, calibration, target, masks)
-        _run(folders)
+        CONVERTER.run(folders)
         made = [
             {job["mode"]: (folder / job["output"]).read_bytes() for job in order.jobs}
             for folder, order in zip(folders, orders, strict=True)
@@ -357,17 +355,6 @@ def refuses_int16x8(model: Any, target: str) -> str | None:
             "float32; quantisation is static or dynamic there"
         )
     return None
-
-
-def _run(folders: Sequence[pathlib.Path]) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-P", str(worker.__file__), *map(str, folders)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode == 0:
-        return
-    reasons = [reason.read_text() for folder in folders if (reason := folder / "error.txt").exists()]
-    lines = reasons or [line for line in done.stderr.splitlines() if line.strip()]
-    raise RunError(f"the conversion failed: {lines[-1] if lines else f'it ended with {done.returncode}'}")
 
 
 def _input_scaling(calibration: Array) -> Scaling:

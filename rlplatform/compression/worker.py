@@ -1,19 +1,46 @@
-"""The process that runs TensorFlow's converter, and the one to ONNX: started with folders, never imported.
+"""The process that runs TensorFlow's converter, and the one to ONNX: started by `converter`, never imported.
 
 Every `convert()` keeps about 22 MB for good, and the converter writes notes to standard output from C++; both end with
-this process. A folder holds `jobs.json`, the SavedModels that it names and `calibration.npy`; each job leaves a file.
-Where one fails, `error.txt` has the sentence.
+this process, which ends itself after so many folders, or when it has had nothing to do for a while.
+
+A line of standard input is a list of folders, in JSON. A folder holds `jobs.json`, the SavedModels that it names and
+`calibration.npy`; each job leaves a file. The answer is a line: a sentence on what went wrong, empty if nothing did.
 """
 
 import json
+import os
 import pathlib
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+MOST = 20  # folders
+IDLE_SECONDS = 60.0
 
-def main(folder: pathlib.Path) -> int:
-    """Runs the jobs of a folder; the exit code of the process."""
+
+def main() -> None:
+    """Answers lines until there is no more of them."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    import tensorflow  # noqa: F401 - before it is asked for anything
+
+    done = 0
+    while done < MOST:
+        bored = threading.Timer(IDLE_SECONDS, os._exit, (0,))
+        bored.daemon = True
+        bored.start()
+        line = sys.stdin.readline()
+        bored.cancel()
+        if not line:
+            break
+        folders = [pathlib.Path(name) for name in json.loads(line)]
+        print(json.dumps(next(filter(None, map(work, folders)), "")), file=answers, flush=True)
+        done += len(folders)
+
+
+def work(folder: pathlib.Path) -> str:
+    """Does the jobs of a folder; what went wrong, in a sentence, if something did."""
     try:
         import numpy as np
         import tensorflow as tf
@@ -24,9 +51,8 @@ def main(folder: pathlib.Path) -> int:
             (folder / job["output"]).write_bytes(made)
     except Exception as error:  # Whatever the converter raises, the parent tells it.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        (folder / "error.txt").write_text(lines[-1] if lines else type(error).__name__)
-        return 1
-    return 0
+        return lines[-1] if lines else type(error).__name__
+    return ""
 
 
 def make(tf: Any, folder: pathlib.Path, job: dict[str, Any], calibration: Any) -> bytes:
@@ -101,4 +127,4 @@ def quantise_all(float_file: bytes, per_channel: bool) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(max(map(main, map(pathlib.Path, sys.argv[1:]))))
+    main()

@@ -29,6 +29,7 @@ from rlplatform.compression import (
     micro,
     onnx_file,
 )
+from rlplatform.compression.converter import CONVERTER
 from rlplatform.envs.naming import Factory
 from rlplatform.errors import RunError, UserError, nearest
 from rlplatform.export import bundle, c_layers, c_source, recurrent, report
@@ -229,6 +230,7 @@ def _prepare(
     """Collects observations, folds the network and converts it."""
     tell = progress or (lambda words: None)
     tell("collecting observations")
+    CONVERTER.start()
     network = run.network(which)
     if run.config.is_recurrent:
         return _prepare_recurrent(run, network, quantisation, seed, factory, tell, onnx)

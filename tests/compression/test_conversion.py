@@ -13,6 +13,7 @@ from rlplatform.compression import (
     conversion,
     convert,
     convert_all,
+    converter,
     flatfile,
     inspection,
     micro,
@@ -429,13 +430,33 @@ def test_what_the_converter_says_last_becomes_the_error(tmp_path):
     (tmp_path / "jobs.json").write_text('[{"mode": "float", "saved_model": "missing", "output": "f.tflite"}]')
     np.save(tmp_path / "calibration.npy", vectors())
     with pytest.raises(RunError, match=r"the conversion failed: .*missing"):
-        conversion._run([tmp_path])
+        converter.CONVERTER.run([tmp_path])
 
 
 @pytest.mark.parametrize(("words", "expected"), [("one\nboom\n", "boom"), ("", "it ended with 3")])
 def test_a_process_that_dies_is_told_by_its_last_line(tmp_path, monkeypatch, words, expected):
     program = tmp_path / "dies.py"
     program.write_text(f"import os, sys; sys.stderr.write({words!r}); sys.stderr.flush(); os._exit(3)")
-    monkeypatch.setattr(conversion.worker, "__file__", str(program))
+    monkeypatch.setattr(converter.worker, "__file__", str(program))
     with pytest.raises(RunError, match=f"the conversion failed: {expected}"):
-        conversion._run([tmp_path])
+        converter.Converter().run([tmp_path])
+
+
+def test_a_process_that_has_ended_in_between_is_started_again(tmp_path, monkeypatch):
+    program, count = tmp_path / "answers.py", tmp_path / "count"
+    program.write_text(
+        f"import json, pathlib; count = pathlib.Path({str(count)!r}); count.write_text(count.read_text() + '1')\n"
+        "for _ in range(2): print(json.dumps('wrong' if 'bad' in input() else ''), flush=True)\n"
+    )
+    count.write_text("")
+    monkeypatch.setattr(converter.worker, "__file__", str(program))
+    process = converter.Converter()
+    process.start()
+    for _ in range(3):
+        process.run([tmp_path / "good"])
+    with pytest.raises(RunError, match="the conversion failed: wrong"):
+        process.run([tmp_path / "bad"])
+    process.run([tmp_path / "good"])
+    process.end()
+    process.end()
+    assert count.read_text() == "111"
