@@ -53,7 +53,7 @@ def answers(content, observations, scaling=None):
                 given = (given - scaling.offset) * scaling.multiplier
             given = np.rint(given / graph.observation.scale) + graph.observation.zero_point
             observation = np.clip(given, -128, 127).astype(np.int8)
-        graph.write(graph.observation.index, observation[None])
+        graph.write(graph.observation.index, observation.reshape(graph.observation.shape))
         graph.invoke()
         row = graph.read(graph.q.index, 0)[0]
         rows.append((row - float(graph.q.zero_point)) * graph.q.scale if graph.q.dtype == np.int8 else row)
@@ -90,7 +90,7 @@ def test_the_float_file_gives_the_networks_centred_values_and_its_action(for_cpu
     assert graph.action is not None
     assert (graph.action.dtype, graph.action.shape) == (np.int32, (1,))
     for observation, row in zip(seen[:50], expected, strict=False):
-        graph.write(graph.observation.index, observation[None])
+        graph.write(graph.observation.index, observation.reshape(graph.observation.shape))
         graph.invoke()
         assert graph.read(graph.action.index, 0)[0] == row.argmax()
 

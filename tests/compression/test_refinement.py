@@ -5,6 +5,7 @@ import pytest
 import tf_keras as keras
 
 from rlplatform.compression import conversion, inspection, refinement
+from rlplatform.compression.converter import CONVERTER
 from rlplatform.runtime import open_graph
 
 pytestmark = pytest.mark.slow  # every one of them runs TensorFlow's converter
@@ -34,7 +35,7 @@ def converted(tmp_path_factory):
     static = {"input": "float32", "output_type": "float32", "per_channel": False}
     jobs = [{"mode": mode, "saved_model": "model", "output": f"{mode}.tflite", **static} for mode in MODES]
     (folder / "jobs.json").write_text(conversion.json.dumps(jobs))
-    conversion._run([folder])
+    CONVERTER.run([folder])
     return model, {mode: (folder / f"{mode}.tflite").read_bytes() for mode in MODES}
 
 

@@ -10,6 +10,7 @@ import tf_keras as keras
 from rlplatform.agents import networks
 from rlplatform.agents.layers import Standardize
 from rlplatform.compression import agreement, canonical, conversion, convert, gates, inspection
+from rlplatform.compression.converter import CONVERTER
 from rlplatform.config import Config
 from rlplatform.runtime import open_graph
 
@@ -44,7 +45,7 @@ def float_files(models, folder):
         jobs.append({"mode": "float", "saved_model": f"model_{index}", "output": f"{index}.tflite"})
     np.save(folder / "calibration.npy", SEEN)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    conversion._run([folder])
+    CONVERTER.run([folder])
     return [(folder / job["output"]).read_bytes() for job in jobs]
 
 
