@@ -1,6 +1,6 @@
 """The process that runs TensorFlow's converter, seen from here: it starts with the first conversion and stays a while.
 
-To import TensorFlow again takes several times as long as to convert a small network.
+To import TensorFlow again takes longer than to convert a small network.
 """
 
 import atexit
@@ -62,10 +62,15 @@ class Converter:
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
         line = ""
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps([str(folder) for folder in folders]) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps([str(folder) for folder in folders]) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+        except BaseException:  # Ctrl-C: the next one must not be given the answer to this.
+            process.kill()
+            self._forget(process)
+            raise
         if line:
             return str(json.loads(line))
         self._forget(process)

@@ -55,8 +55,8 @@ class RampedNormalize(Normalize):
     """`Normalize` whose reciprocal root is a sum of ramps, `c_k relu(t_k - power)`: two small Dense layers.
 
     The RSQRT of int16 is coarse where the mean of squares is small, and tflite-micro computes it otherwise than LiteRT.
-    The knots `t_k` lie at equal ratios. Between them the sum is the
-    chord of a convex function, and no two of its terms take away from each other, so that nothing is lost to rounding.
+    The knots `t_k` lie at equal ratios. Between them the sum is the chord of a convex function, and no two of its terms
+    take away from each other, so that nothing is lost to rounding.
 
     Args:
         low: the least mean of squares that is to be met.

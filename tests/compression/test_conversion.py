@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -460,3 +462,28 @@ def test_a_process_that_has_ended_in_between_is_started_again(tmp_path, monkeypa
     process.end()
     process.end()
     assert count.read_text() == "111"
+
+
+def test_after_an_interruption_nobody_is_given_an_answer_that_was_for_another(tmp_path, monkeypatch):
+    program = tmp_path / "slow.py"
+    program.write_text(
+        "import json, time\n"
+        "while True:\n    asked = input()\n    time.sleep(3 if 'slow' in asked else 0)\n"
+        "    print(json.dumps(asked), flush=True)\n"
+    )
+    monkeypatch.setattr(converter.worker, "__file__", str(program))
+    process = converter.Converter()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            process.run([tmp_path / "slow"])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(RunError, match="quick"):
+        process.run([tmp_path / "quick"])
+    process.end()
