@@ -13,6 +13,7 @@ from rlplatform.errors import UserError
 Array = np.ndarray[Any, Any]
 
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625, 0.046875, 0.03125, 0.015625)
+AGAINST_CHANNELS = (2.0, 1.0, 0.5)  # how much wider than its channels a student of images may be
 LEAST_UNITS = 3  # of a hidden layer; below that a linear policy is the smaller student
 
 
@@ -130,26 +131,24 @@ def of_teacher(canonical: Any) -> Architecture | None:
 def ladder(teacher: Architecture, observation_shape: tuple[int, ...], num_actions: int) -> list[Architecture]:
     """Students from the teacher's own shape downwards, most weights first, each with fewer weights than the one before.
 
-    Widths and channels shrink together; then layers are left out; a vector's last student is linear. For images, the
-    first convolution also takes larger strides, which is where most multiplications are.
+    Widths shrink together; then layers are left out; a vector's last student is linear. For images, channels shrink
+    together with the widths, or half or twice as much, since which of them a policy needs more is not known before;
+    and the first convolution also takes larger strides, which is where most multiplications are.
     """
     found: set[Architecture] = set()
     for scale in SCALES:
-        hidden = tuple(_scaled(units, scale, 1) for units in teacher.hidden)
         convolutions = tuple(
             Convolution(_scaled(layer.filters, max(scale, 0.125), 4), layer.size, layer.stride)
             for layer in teacher.convolutions
         )
-        for depth in range(len(hidden) + 1):
-            if depth < len(hidden) and hidden and convolutions and depth == 0:
-                found.add(Architecture(convolutions, ()))
-            kept = hidden[:depth]
-            if all(units >= LEAST_UNITS for units in kept):
-                found.add(Architecture(convolutions, kept))
-        if convolutions:
-            first, *rest = convolutions
-            wider = Convolution(first.filters, first.size, 2 * first.stride)
-            found.add(Architecture((wider, *rest), hidden))
+        for wider in AGAINST_CHANNELS if convolutions else (1.0,):
+            hidden = tuple(_scaled(units, min(scale * wider, 1.0), 1) for units in teacher.hidden)
+            for depth in range(len(hidden) + 1):
+                if all(units >= LEAST_UNITS for units in hidden[:depth]):
+                    found.add(Architecture(convolutions, hidden[:depth]))
+            if convolutions:
+                first, *rest = convolutions
+                found.add(Architecture((first._replace(stride=2 * first.stride), *rest), hidden))
     sized = []
     for each in found:
         try:

@@ -85,23 +85,29 @@ def test_an_image_is_seen_as_what_differs_from_its_background():
 
 
 @pytest.mark.parametrize(
-    ("teacher", "shape", "last"),
+    ("teacher", "shape", "last", "step"),
     [
-        ("256-256", (4,), "linear"),
-        ("64", (6,), "linear"),
-        ("32x8s4-64x4s2-64x3s1 512", (84, 84, 4), None),
-        ("16x3s1 128", (10, 10, 4), None),
+        ("256-256", (4,), "linear", 4),
+        ("64", (6,), "linear", 4),
+        ("32x8s4-64x4s2-64x3s1 512", (84, 84, 4), None, 2),
+        ("16x3s1 128", (10, 10, 4), None, 2),
     ],
 )
-def test_a_ladder_leads_from_the_teacher_down(teacher, shape, last):
+def test_a_ladder_leads_from_the_teacher_down(teacher, shape, last, step):
     rungs = ladder(parse(teacher), shape, 3)
     sizes = [parameters(rung, shape, 3) for rung in rungs]
     assert rungs[0] == parse(teacher)
     assert sizes == sorted(set(sizes), reverse=True)
     assert sizes[-1] < sizes[0] / 20
-    assert all(after > before / 4 for before, after in itertools.pairwise(sizes[:-1])), "no rung is far away"
+    assert all(after > before / step for before, after in itertools.pairwise(sizes[:-1])), "no rung is far away"
     if last is not None:
         assert str(rungs[-1]) == last
+
+
+def test_channels_and_units_of_an_images_student_shrink_apart():
+    rungs = {str(rung) for rung in ladder(parse("16x3s1 128"), (10, 10, 6), 4)}
+    assert {"8x3s1 32", "4x3s1 64", "16x3s2 64"} <= rungs, "what fills a budget of 19 kB"
+    assert not any(rung.hidden and rung.hidden[0] > 128 for rung in map(parse, rungs)), "none is wider than its teacher"
 
 
 def test_a_teachers_shape_is_read_from_its_canonical_network():
