@@ -11,7 +11,7 @@ import numpy as np
 from rlplatform import envs
 from rlplatform.agents import make_actor
 from rlplatform.agents.acting import flatten
-from rlplatform.analysis import Comparison, compare, interquartile_mean, mean
+from rlplatform.analysis import Comparison, Interval, compare, interquartile_mean, mean
 from rlplatform.compression import gates, students
 from rlplatform.compression.calibration import States
 from rlplatform.compression.distillation import Recipe, distil
@@ -66,7 +66,8 @@ class Candidate:
         agreement: how often it takes the teacher's action on held-out states of the teacher.
         own_agreement: and on the states that it meets itself.
         interquartile_mean: of its returns in the episodes by which students are chosen.
-        comparison: with the teacher's returns there.
+        comparison: with the teacher's returns there, by interquartile means.
+        by_mean: the same by means.
         passed: whether it is not inferior there, by the gates of the verification.
     """
 
@@ -77,7 +78,13 @@ class Candidate:
     own_agreement: float
     interquartile_mean: float
     comparison: Comparison
+    by_mean: Comparison
     passed: bool
+
+    @property
+    def change(self) -> Interval:
+        """In units of return, by the measure that loses more: the gates ask for both."""
+        return min(self.comparison.difference, self.by_mean.difference, key=lambda interval: interval.low)
 
     def to_json(self) -> dict[str, Any]:
         """For a program and a report."""
@@ -186,7 +193,7 @@ class Distillery:
 
     def improve(self, candidate: Candidate) -> Candidate:
         """Trains a student of `try_out` for the rounds that it has left, while it loses anything; the best is kept."""
-        return self._train(candidate.architecture, ROUNDS, lambda best: best.comparison.difference.estimate >= 0)
+        return self._train(candidate.architecture, ROUNDS, lambda best: best.change.estimate >= 0)
 
     def _train(self, architecture: Architecture, rounds: int, enough: Callable[[Candidate], bool]) -> Candidate:
         student = self._students.get(architecture)
@@ -243,6 +250,7 @@ class Distillery:
             self._agreement(model, visited),
             float(interquartile_mean(returns)),
             comparison,
+            by_mean,
             all(gate.passed for gate in gates.returns(str(architecture), comparison, by_mean)),
         )
         return candidate, visited
@@ -306,12 +314,12 @@ def best_of(distillery: Distillery, ladder: Sequence[Architecture]) -> Candidate
 
 def of_budget(candidate: Candidate) -> tuple[bool, float, int]:
     """Better is greater, for different students that all fit: whether it passes, what it surely loses, its size."""
-    return candidate.passed, candidate.comparison.difference.low, -candidate.parameters
+    return candidate.passed, candidate.change.low, -candidate.parameters
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float, float]:
     """Better is greater, for rounds of one student: whether it passes, what it surely loses, how often it agrees."""
-    return candidate.passed, candidate.comparison.difference.low, candidate.agreement
+    return candidate.passed, candidate.change.low, candidate.agreement
 
 
 def act_of_network(model: Any) -> Act:

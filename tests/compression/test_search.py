@@ -30,7 +30,7 @@ class Pretended:
         size = students.parameters(architecture, (4,), 2)
         passed = self.passes(architecture)
         lost = Comparison(Interval(0.0, -0.1 if passed else -50.0 + size / 1e4, 0.1), 1.0)
-        return Candidate(architecture, size, 0, 0.9, 0.9, 0.0, lost, passed)
+        return Candidate(architecture, size, 0, 0.9, 0.9, 0.0, lost, lost, passed)
 
 
 @given(last=st.integers(-1, len(LADDER) - 1))
@@ -58,6 +58,16 @@ def test_within_a_budget_most_rounds_are_for_the_students_that_lose_least():
     best_of(distillery, LADDER)
     assert [distillery.rounds[architecture] for architecture in LADDER[:4]] == [search.ROUNDS, 2, 0, 0]
     assert distillery.tried == LADDER[3::-1], "the largest learns last, from what the others have met"
+
+
+def test_of_two_students_the_better_one_loses_less_by_the_measure_that_loses_more():
+    def candidate(by_interquartile_mean, by_mean):
+        measures = [Comparison(Interval(low + 1, low, low + 2), 5.0) for low in (by_interquartile_mean, by_mean)]
+        return Candidate(LADDER[0], 9, 0, 0.9, 0.9, 0.0, *measures, True)
+
+    assert search.of_budget(candidate(-1.0, -2.0)) > search.of_budget(candidate(3.0, -3.0))
+    assert search.of_budget(candidate(-2.0, 3.0)) > search.of_budget(candidate(-2.5, -1.0))
+    assert candidate(3.0, -3.0).change == Interval(-2.0, -3.0, -1.0)
 
 
 class Table:

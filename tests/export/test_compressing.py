@@ -82,7 +82,7 @@ class Untrained:
     def try_out(self, architecture, rounds=0):
         comparison = compare(np.ones(2), np.ones(2), 0.1)
         parameters = students.parameters(architecture, (4,), 2)
-        found = search.Candidate(architecture, parameters, 0, 1.0, 1.0, 500.0, comparison, True)
+        found = search.Candidate(architecture, parameters, 0, 1.0, 1.0, 500.0, comparison, comparison, True)
         if found not in self.candidates:
             self.candidates.append(found)
         return found
