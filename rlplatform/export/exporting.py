@@ -55,7 +55,8 @@ class Refused(RunError):
     """A policy was not exported: a gate has failed, or it does not fit into its budget.
 
     Attributes:
-        narrow: whether its int8 file has int8 activations and could have int16 ones, which lose less.
+        narrow: whether nothing but its int8 file fails, and that has int8 activations and could have int16 ones, which
+            lose less.
     """
 
     def __init__(self, message: str, narrow: bool = False) -> None:
@@ -173,7 +174,7 @@ def export(
         verification = compression.verify(folder, episodes, seed, factory=factory, progress=progress)
         if not verification.passed and not force:
             sentence = f"{verification.failures[0]}{_advice(subject, verification)}; {out} was not written"
-            raise Refused(sentence, narrow=_is_narrow(subject, target))
+            raise Refused(sentence, narrow=_is_narrow(subject, target, verification))
         manifest["default"] = _default(verification)
         verification = dataclasses.replace(verification, path=out)
         manifest["verification"] = {"forced": not verification.passed, **verification.to_json()}
@@ -307,9 +308,11 @@ def _advice(subject: _Subject, verification: Verification) -> str:
     return ""
 
 
-def _is_narrow(subject: _Subject, target: Target) -> bool:
+def _is_narrow(subject: _Subject, target: Target, verification: Verification) -> bool:
+    """Whether int16 activations may pass: int8 ones have failed, and nothing that is in float32 has."""
     static = subject.files.quantisation["method"] == "static"
-    return static and compression.refuses_int16x8(subject.canonical.model, target) is None
+    by_int8 = all(gate.file == INT8_FILE for gate in verification.gates if not gate.passed)
+    return static and by_int8 and compression.refuses_int16x8(subject.canonical.model, target) is None
 
 
 def _golden(network: Any, canonical: Canonical, pool: Array, masks: Array | None) -> Golden:

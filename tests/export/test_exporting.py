@@ -416,6 +416,24 @@ def test_where_layer_norm_fails_in_int8_a_smaller_network_is_recommended(layer, 
     assert ("--budget" in exporting._advice(subject, verification)) == advises
 
 
+@pytest.mark.parametrize(
+    ("failed", "narrow"),
+    [
+        ([("agreement", "policy_int8.tflite"), ("return", "policy_int8.tflite")], True),
+        ([("return", "policy.tflite"), ("return", "policy_int8.tflite")], False),
+        ([("algebra", "network"), ("agreement", "policy_int8.tflite")], False),
+    ],
+)
+def test_int16_activations_are_no_answer_to_what_fails_in_float(failed, narrow):
+    model = keras.Sequential([keras.layers.Dense(2, input_shape=(4,))])
+    subject = types.SimpleNamespace(
+        files=types.SimpleNamespace(quantisation={"method": "static"}), canonical=types.SimpleNamespace(model=model)
+    )
+    gates = [compression.Gate(name, file, False, "") for name, file in failed]
+    gates.append(compression.Gate("converter", "policy.tflite", True, ""))
+    assert exporting._is_narrow(subject, "mcu", types.SimpleNamespace(gates=gates)) is narrow
+
+
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_training_for_int8_can_be_asked_for_and_is_told_of(tmp_path, monkeypatch):
