@@ -17,6 +17,7 @@ from rlplatform.runtime import open_graph
 
 Array = np.ndarray[Any, Any]
 
+HEADROOM = 1.25  # Episodes bring values that a few thousand states have not shown.
 FIRST_LAYER_SHARE = 1 / 8  # The first layer may stay float32 where it has no more than this share of the weights.
 _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
 _BIASES: dict[int, tuple[np.dtype[Any], int]] = {  # By the type of what a layer is given.
@@ -162,7 +163,7 @@ def obvious(q: Array, masks: Array | None = None) -> float:
 
     Values that are centred decide by their order alone: as long as no second best value is cut off, the best one may
     be. Nine tenths of the states keep their best value whole all the same. Where all that is allowed is bad, the best
-    of it must not be cut off from below either.
+    of it must not be cut off from below either. What decides has a quarter more room than these states need.
 
     Args:
         q: `[N, A]`, centred.
@@ -171,7 +172,8 @@ def obvious(q: Array, masks: Array | None = None) -> float:
     greatest = np.abs(q).max(axis=1) if masks is None else np.where(masks, np.abs(q), 0.0).max(axis=1)
     best_two = np.sort(masked(q, masks), axis=1)[:, -2:]
     second, best = best_two[:, 0], best_two[:, -1]
-    return 1.05 * float(max(np.percentile(greatest, 90), second.max(), (-best[second > -np.inf]).max(initial=0.0)))
+    deciding = max(second.max(), (-best[second > -np.inf]).max(initial=0.0))
+    return float(max(1.05 * np.percentile(greatest, 90), HEADROOM * deciding))
 
 
 def shift_bias(content: bytes, shift: Array) -> bytes:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from rlplatform.compression import conversion, inspection, refinement
+from rlplatform.compression import agreement, conversion, inspection, refinement
 from rlplatform.compression.converter import CONVERTER
 from rlplatform.runtime import open_graph
 
@@ -110,6 +110,15 @@ def test_what_is_obvious_never_cuts_a_second_best_value_off():
         assert (np.abs(q).max(axis=1) <= limit).mean() > 0.9
 
 
+def test_a_state_with_values_a_fifth_beyond_those_that_were_seen_still_has_a_best_action():
+    q = np.random.default_rng(0).normal(0, 1, (3_000, 4))
+    q -= q.mean(axis=1, keepdims=True)
+    limit = refinement.obvious(q)
+    beyond = 1.2 * q
+    found = agreement.measure(beyond, np.clip(beyond, -limit, limit), 2 * limit / 255, (-limit, limit))
+    assert (found.clear, found.tied) == (1.0, 0.0)
+
+
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
 def test_refining_takes_the_median_error_out_and_tells_what_it_did(converted, mode):
     model, made = converted
@@ -119,8 +128,8 @@ def test_refining_takes_the_median_error_out_and_tells_what_it_did(converted, mo
     clipped = np.clip(q, *contents.q_range)
     median = np.median(q_of(content) - clipped, axis=0)
     assert np.abs(median).max() <= max(contents.q_step, 1e-3)
-    agreement = [(q_of(file).argmax(axis=1) == q.argmax(axis=1)).mean() for file in (made[mode], content)]
-    assert agreement[1] > agreement[0]
+    shares = [(q_of(file).argmax(axis=1) == q.argmax(axis=1)).mean() for file in (made[mode], content)]
+    assert shares[1] > shares[0]
     first = "kept the first layer in float32" if mode == "dynamic" else "cut the values off at"
     assert done[0].startswith(first)
     assert done[-1].startswith("shifted the values of the actions by up to")
@@ -137,7 +146,7 @@ def test_a_file_without_int8_is_not_touched(converted):
 def test_what_is_cut_off_never_decides_between_allowed_actions(seed):
     rng = np.random.default_rng(seed)
     q = rng.normal(0, 1, (200, 4)) * rng.exponential(1, (200, 1))
-    q[:, 3] -= rng.exponential(20)  # an action that is nearly always forbidden, and was never learned
+    q[:, 3] -= 5 + rng.exponential(20)  # an action that is nearly always forbidden, and was never learned
     q -= q.mean(axis=1, keepdims=True)
     masks = rng.random((200, 4)) < [0.5, 0.5, 0.9, 0.02]
     masks[:, 2] |= ~masks.any(axis=1)
