@@ -174,7 +174,7 @@ def _converted(
 def _write(folder: pathlib.Path, order: _Order, calibration: Array, target: Target, masks: Array | None) -> None:
     """What the worker finds in its folder."""
     folder.mkdir()
-    representative = _representative(calibration, order.scaling)
+    representative = as_seen(calibration, order.scaling)
     save(order.model, calibration.dtype.name, folder / "float", mask=masks is not None)
     cpu = target == "cpu"
     if any(job["saved_model"] == "static" for job in order.jobs):
@@ -377,7 +377,7 @@ def _evened(form: Any, scaling: Scaling) -> tuple[Any, Scaling]:
     return evened, Scaling(scaling.offset, (scaling.multiplier * factor).astype(np.float32))
 
 
-def _representative(calibration: Array, scaling: Scaling | None) -> Array:
+def as_seen(calibration: Array, scaling: Scaling | None) -> Array:
     """`[N, O...]` float32 as the static file's network sees them; bytes span 0 to 255, so that one step is one."""
     seen = calibration.astype(np.float32)
     if scaling is not None:

@@ -2,7 +2,8 @@
 
 What a small network has learned is lost first where its weights are rounded: a Dense has one scale for all of them. A
 student is nobody's original. It may as well be the network of the rounded weights, judged by how that one plays; what
-its file can then lose is the rounding of activations alone.
+its file can then lose is the rounding of activations alone. The weights are rounded so that they make up for each other
+(`compensation`), all but those of the last layer, which has a constraint of its own: the values stay centred.
 """
 
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 from rlplatform.compression import chain
 from rlplatform.compression.canonical import Canonical, canonical
 from rlplatform.compression.chain import Link
-from rlplatform.compression.compensation import LARGEST
-from rlplatform.compression.conversion import SMALL, Target, static_form
+from rlplatform.compression.compensation import LARGEST, compensated
+from rlplatform.compression.conversion import SMALL, Target, as_seen, static_form
 
 Array = np.ndarray[Any, Any]
 
@@ -36,15 +37,18 @@ def rounded(network: Canonical, calibration: Array, target: Target) -> Canonical
     form, scaling = static_form(network.model, calibration, target)
     if scaling is None:
         form = network.model  # A shift that folds for whole numbers changes no kernel, and stays before this one.
-    producers = chain.producers(form)
-    affine = chain.affine_at_start(form, producers)
-    start, links = chain.read(form.output, producers)
-    if start is not (form.input if affine is None else affine.output):
+    made = compensated(form, as_seen(calibration, scaling), per_unit=False)
+    producers = chain.producers(made)
+    affine = chain.affine_at_start(made, producers)
+    start, links = chain.read(made.output, producers)
+    if start is not (made.input if affine is None else affine.output):
         return network
-    for link in links:
-        if isinstance(link, Link):
-            link.kernel = _on_grid(link, centred=network.centred and link is links[-1])
-    model = chain.build(form, affine, start, links)
+    _, exact = chain.read(form.output, chain.producers(form))
+    for link, original in zip(links, exact, strict=True):
+        is_last = link is links[-1]  # What was clustered or pruned is not compensated.
+        if isinstance(link, Link) and (is_last or made is form):
+            link.kernel = _on_grid(original, centred=network.centred and is_last)
+    model = chain.build(made, affine, start, links)
     if scaling is not None:  # Back to observations as the environment gives them.
         model = chain.scale_inputs(model, -scaling.offset * scaling.multiplier, 1.0 / scaling.multiplier)
     again = canonical(model)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from rlplatform.compression import canonical, conversion, students
+from rlplatform.compression import canonical, conversion, rounding, students
 from rlplatform.compression.rounding import rounded
 from rlplatform.compression.students import Architecture
 from rlplatform.runtime import open_graph
@@ -71,6 +71,20 @@ def test_without_the_rounding_of_activations_nothing_is_lost():
         errors.append(np.abs(graph.q_batch(states()) - q).max() / np.abs(q).max())
     assert errors[1] < 1e-3
     assert errors[0] > 5 * errors[1]
+
+
+def test_where_few_states_make_the_steps_coarse_weights_make_up_for_each_other(monkeypatch):
+    """Each of a few features, here and there, is ten times what it is elsewhere: it gets a tenth of the steps."""
+    exact, seen = network((24, 24)), states(3_000)
+    seen[np.arange(8), np.arange(8) % 4] *= 10.0
+    expected = exact.model(states(seed=2)).numpy()
+    errors = []
+    for compensate in (True, False):
+        if not compensate:
+            monkeypatch.setattr(rounding, "compensated", lambda model, *_, **__: model)
+        given = rounded(exact, seen, "mcu").model(states(seed=2)).numpy()
+        errors.append(np.sqrt(np.square(given - expected).mean()))
+    assert errors[0] < 0.6 * errors[1]
 
 
 @pytest.mark.parametrize("target", ["cpu", "mcu"])
