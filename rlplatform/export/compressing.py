@@ -166,14 +166,20 @@ def compress(
             wider = target == "mcu" and options["quantisation"] == "auto" and refused.narrow
             if forced is None or forced[0] is candidate:
                 forced = candidate, student, options["quantisation"]
+            options["quantisation"] = "int16x8" if wider else quantisation
             if wider:  # int16 activations take four bytes a unit more, and lose less.
                 order.insert(0, candidate)
-            elif not order and force:
-                _, student, options["quantisation"] = forced
-                return export(run, out, force=True, student=student, **options)
-            elif not order:
+            elif not order and limit is not None and candidate is not None and candidate.passed:
+                # On other episodes none of the best few plays as well as where they were chosen: a smaller one may.
+                known = {tried.architecture for tried in distillery.candidates}
+                ladder = [rung for rung in ladder if rung not in known]
+                order = [found for found in _found(distillery, ladder, limit) if found.passed]
+            if order:
+                continue
+            if not force:
                 raise
-            options["quantisation"] = "int16x8" if wider else quantisation
+            _, student, options["quantisation"] = forced
+            return export(run, out, force=True, student=student, **options)
     raise AssertionError("there is always a last one")
 
 

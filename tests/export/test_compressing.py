@@ -1,5 +1,6 @@
 """From a run to the smallest bundle that plays as well, or to the best one within a budget."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,6 +155,48 @@ def test_a_student_whose_files_are_larger_than_foreseen_makes_room_for_a_smaller
     assert len(tried) > 1
     assert sizes == sorted(set(sizes), reverse=True), "each is smaller than the one before"
     assert tried[-1] == "linear"
+
+
+def test_where_none_of_the_best_few_passes_on_other_episodes_smaller_students_are_tried(tmp_path, monkeypatch):
+    tried = []
+
+    def export(run, out, *, student, **options):
+        tried.append(student.report["architecture"])
+        if len(tried) <= 4:
+            raise Refused("a gate failed")
+        return "verified"
+
+    monkeypatch.setattr(compressing, "export", export)
+    monkeypatch.setattr(compressing, "Distillery", Untrained)
+    monkeypatch.setattr(compressing, "_measure", one_byte)
+    run = cartpole_run(tmp_path / "run")
+    assert compress(run, tmp_path / "small", "1.5kB", target="mcu") == "verified"
+    assert len(set(tried)) == len(tried) == 5
+    sizes = [students.parameters(students.parse(architecture), (4,), 2) for architecture in tried]
+    assert sizes[4] < min(sizes[:4])
+
+
+def test_where_none_passes_even_where_students_are_chosen_no_smaller_ones_are_trained(tmp_path, monkeypatch):
+    tried, distilleries = [], []
+
+    class Failing(Untrained):
+        def try_out(self, architecture, rounds=0):
+            found = dataclasses.replace(super().try_out(architecture, rounds), passed=False)
+            self.candidates[:] = [each if each.architecture != architecture else found for each in self.candidates]
+            distilleries.append(self)
+            return found
+
+    def export(run, out, *, student, **options):
+        tried.append(student.report["architecture"])
+        raise Refused("a gate failed")
+
+    monkeypatch.setattr(compressing, "export", export)
+    monkeypatch.setattr(compressing, "Distillery", Failing)
+    monkeypatch.setattr(compressing, "_measure", one_byte)
+    with pytest.raises(Refused):
+        compress(cartpole_run(tmp_path / "run"), tmp_path / "small", "1.5kB", target="mcu")
+    assert len(tried) == 1
+    assert len({candidate.architecture for candidate in distilleries[0].candidates}) == 4
 
 
 @pytest.mark.parametrize("wide", [Refused("a gate failed"), TooLarge("int16 activations take more bytes")])
