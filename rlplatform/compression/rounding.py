@@ -46,7 +46,7 @@ def rounded(network: Canonical, calibration: Array, target: Target) -> Canonical
     _, exact = chain.read(form.output, chain.producers(form))
     for link, original in zip(links, exact, strict=True):
         is_last = link is links[-1]  # What was clustered or pruned is not compensated.
-        if isinstance(link, Link) and (is_last or made is form):
+        if isinstance(link, Link) and isinstance(original, Link) and (is_last or made is form):
             link.kernel = _on_grid(original, centred=network.centred and is_last)
     model = chain.build(made, affine, start, links)
     if scaling is not None:  # Back to observations as the environment gives them.
