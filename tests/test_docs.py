@@ -300,6 +300,9 @@ def test_the_figures_of_int8_without_layer_norm_are_those_of_the_file():
         assert f"{row.retention.estimate:.3f} [{row.retention.low:.3f}, {row.retention.high:.3f}]" in text
         assert row.teachers == 5
     assert f"refuse {rows['Acrobot-v1'].refused} and {rows['LunarLander-v3'].refused} of\nfive" in text
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shares = (100 * rows[env].clear for env in ("Acrobot-v1", "LunarLander-v3"))
+    assert "keep {:.1f} and {:.1f} % of the clear choices there".format(*shares) in readme
 
 
 # --- docs/transition.md ---------------------------------------------------------------------------------------------
