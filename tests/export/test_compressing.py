@@ -331,9 +331,9 @@ def test_a_network_is_pruned_and_clustered_as_asked_for(tmp_path, fewer_states):
     assert manifest["network"]["canonical_parameters"] < 3_500  # what pruning left without inputs or outputs is gone
     assert max(manifest["compression"]["clustering"]["values"].values()) <= 9
     sparsities = manifest["compression"]["pruning"]["layers"]
-    assert sparsities == pytest.approx(
-        {"dense_0": 0.0, "dense_1": 0.9 * (256 + 4_096 + 128) / 4_096, "q": 0.0}, abs=0.01
-    )
+    zeros = sum(sparsities[name] * size for name, size in {"dense_0": 256, "dense_1": 4_096, "q": 128}.items())
+    assert zeros == pytest.approx(0.9 * (256 + 4_096 + 128), rel=0.01)
+    assert sparsities["dense_1"] > sparsities["dense_0"] > sparsities["q"]
     assert verification.rows[1].gzip_bytes < 0.6 * verification.rows[1].bytes
 
 
