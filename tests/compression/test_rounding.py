@@ -43,6 +43,7 @@ def test_rounding_changes_little_stays_centred_and_changes_nothing_the_second_ti
     assert_allclose(twice.model(states(seed=2)).numpy(), values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_very_weights():
     once = rounded(network((16, 8)), states(), "mcu")
     files = conversion.convert(once.model, states(), "mcu", "static")
@@ -61,6 +62,7 @@ def test_the_file_holds_the_very_weights():
         assert_allclose(own.T, kernel, rtol=1e-4, atol=1e-5 * np.abs(kernel).max())
 
 
+@pytest.mark.slow
 def test_without_the_rounding_of_activations_nothing_is_lost():
     errors = []
     exact = network((24, 24))
