@@ -197,6 +197,7 @@ def with_tables(text):
     return text
 
 
+@pytest.mark.slow  # thousands of resamples for each row
 def test_the_tables_in_the_readme_are_those_of_the_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == with_tables(text), "python tests/test_docs.py writes it anew"
