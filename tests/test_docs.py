@@ -275,7 +275,6 @@ def test_the_figures_of_pong_are_those_of_the_file():
     )
     assert f"mean return {means['20kB']:.1f}, its teacher's {means['teacher']:.1f}, over" in readme
     assert f"refuses it; from scratch {means['scratch']:.1f} |" in readme
-    assert f"refuses it; from scratch {means['scratch']:.1f} |" in readme
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for name in ("folds", "int8", "20kB", "scratch"):
         cell = cells[name]
